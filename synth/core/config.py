@@ -1,0 +1,96 @@
+"""Settings: YAML + key=value overrides -> a frozen, strict pydantic model. An unknown key is an error."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from synth.core.checks import UserError
+from synth.core.files import write_text
+
+
+class Settings(BaseModel):
+    """A group of settings: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _merge(tree: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}", rule="overrides are key=value", repair="write for example seed=1")
+    *path, last = key.strip().split(".")
+    for part in path:
+        child = tree.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise UserError(f"override {key}", rule=f"{part} is not a group of settings", repair="drop the dot")
+        tree = child
+    tree[last] = yaml.safe_load(text)
+
+
+def _explain(model: type[BaseModel], error: ValidationError, where: str) -> UserError:
+    first = error.errors()[0]
+    key = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, _known_keys(model), n=1, cutoff=0.0)
+        return UserError(f"{where}: {key}", rule="no such setting", repair=f"did you mean {near[0]}?" if near else "")
+    return UserError(f"{where}: {key}", rule=first["msg"], repair=f"change it (got {first.get('input')!r})")
+
+
+def load_config(model: type[S], source: str | Path | S | dict | None = None, overrides: Sequence[str] = ()) -> S:
+    """Returns the settings of `source` (a YAML file, a dict, a model, or nothing) with `key=value` overrides.
+
+    Raises:
+        UserError: naming the key; for an unknown one, the nearest known key.
+    """
+    if isinstance(source, Settings):
+        tree, where = source.model_dump(mode="json"), type(source).__name__
+    elif isinstance(source, dict) or source is None:
+        tree, where = dict(source or {}), "settings"
+    else:
+        tree, where = _read_yaml(Path(source)), str(source)
+    for override in overrides:
+        _merge(tree, override)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(model, error, where) from None
+
+
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        raise UserError(str(path), rule="no such file", repair="give the path of a YAML file")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(str(path), rule=f"not YAML ({str(error).splitlines()[0]})", repair="mend the file") from None
+    if not isinstance(tree, dict):
+        raise UserError(str(path), rule="settings are a mapping of keys to values", repair="mend the file")
+    return tree
+
+
+def save_config(settings: Settings, path: Path) -> None:
+    """Writes every resolved setting as YAML, atomically."""
+    write_text(path, to_yaml(settings))
+
+
+def to_yaml(settings: Settings) -> str:
+    """Returns every resolved setting as YAML text, in the order in which the model names them."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,43 @@
+"""Exponential moving average of a network, buffers included.
+
+diffusers' EMAModel averages parameters only; a teacher with batch norm needs the running statistics too.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class Ema:
+    """A network whose parameters follow another's: p' <- a p' + (1 - a) p, a = min(decay, 1 - 1/(updates + 1)).
+
+    The warm-up makes the first updates a plain copy (Tarvainen & Valpola 2017, released code). Buffers are copied.
+    """
+
+    def __init__(self, net: nn.Module, *, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        """Moves the average one step towards `net`, which may be wrapped for data parallelism."""
+        self.updates += 1
+        decay = min(self.decay, 1 - 1 / (self.updates + 1))
+        source = getattr(net, "module", net)
+        pairs = list(zip(self.net.parameters(), source.parameters(), strict=True))
+        torch._foreach_lerp_([a for a, _ in pairs], [b.detach() for _, b in pairs], 1 - decay)
+        for mine, theirs in zip(self.net.buffers(), source.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def state_dict(self) -> dict:
+        """Returns the average and the number of updates."""
+        return {"updates": self.updates, "net": self.net.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restores what `state_dict` returned."""
+        self.updates = state["updates"]
+        self.net.load_state_dict(state["net"])

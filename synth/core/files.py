@@ -1,0 +1,87 @@
+"""Files that are whole or absent: atomic writes, content hashes, and folders that hold exactly one run."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from synth.core.checks import UserError
+
+RUN_FILE = "run.json"
+
+
+def sha256(data: bytes) -> str:
+    """Returns the hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def hash_json(value: object) -> str:
+    """Returns 16 hexadecimal digits that identify a JSON-serialisable value, whatever its key order."""
+    return sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())[:16]
+
+
+def hash_files(paths: list[Path]) -> str:
+    """Returns 16 hexadecimal digits over the names and bytes of `paths`."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Writes through `write(temporary)` and renames, so that `path` is old or new but never half written.
+
+    Raises:
+        UserError: if the device is full; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(str(path), rule="no space left on the device; nothing was replaced",
+                            repair="free some space and run the same command again, it resumes") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` atomically."""
+    replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def claim_folder(out: Path, *, kind: str, identity: dict[str, object]) -> Path:
+    """Returns `out`, made and marked as holding the run `identity`; the same run may claim it again (resume).
+
+    Raises:
+        UserError: if the folder holds another run, or files that no run wrote.
+    """
+    out = Path(out)
+    mark = {"kind": kind, "hash": hash_json(identity), "identity": identity}
+    marker = out / RUN_FILE
+    if marker.exists():
+        held = json.loads(marker.read_text(encoding="utf-8"))
+        if held.get("hash") != mark["hash"] or held.get("kind") != kind:
+            changed = [k for k in identity if held.get("identity", {}).get(k) != json.loads(json.dumps(identity[k]))]
+            raise UserError(str(out), rule=f"this folder holds another {held.get('kind')} run (differs in: "
+                            f"{', '.join(changed) or 'kind'})", repair="choose another out=, or delete the folder")
+        return out
+    if out.exists() and any(p for p in out.iterdir() if not p.name.startswith(".")):
+        raise UserError(str(out), rule="this folder is not empty and holds no run of ours",
+                        repair="choose another out=")
+    write_json(marker, mark)
+    return out

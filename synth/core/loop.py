@@ -1,0 +1,232 @@
+"""The one training loop. Recipes say what a step is; the loop counts, logs, saves, and resumes by running again."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import nn
+from tqdm.auto import tqdm
+
+from synth.core.config import Settings
+from synth.core.ema import Ema
+from synth.core.files import replace_file, write_json, write_text
+from synth.core.rng import derive_seed
+
+Batch = dict[str, torch.Tensor]
+Batches = Callable[[int, int, int], Batch]
+"""(step, rank, n_ranks) -> this rank's part of that step's batch. A pure function, so resuming needs no state."""
+
+
+class LoopSettings(Settings):
+    """How long and how to run; what is learnt belongs to the recipe."""
+
+    steps: int = Field(1000, ge=1)
+    seed: int = 0
+    log_every: int = Field(20, ge=1)
+    checkpoint_every: int = Field(200, ge=1)
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    report_to: str | None = None
+
+
+class Recipe(ABC):
+    """How one thing is trained: owns networks, losses and optimisers.
+
+    Attributes:
+        nets: trained networks by name; the loop replaces them by their prepared (perhaps wrapped) form.
+        optimizers: by name; the loop scales their initial learning rate by `lr_factor`.
+        averages: exponential averages by name.
+        backward: set by the loop; call it on the loss instead of `loss.backward()`.
+    """
+
+    def __init__(self) -> None:
+        self.nets: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.averages: dict[str, Ema] = {}
+        self.backward: Callable[[torch.Tensor], None] = lambda loss: loss.backward()
+        self.device = torch.device("cpu")
+
+    @abstractmethod
+    def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
+        """Updates the networks once; returns scalars to log. `progress` is the share of the run done, in [0, 1)."""
+
+    @abstractmethod
+    def count(self, batch: Batch) -> dict[str, int]:
+        """Returns how many images of each kind this batch holds, e.g. {"images_seen": 16, "unlabelled_seen": 16}."""
+
+    def lr_factor(self, progress: float) -> float:
+        """Returns the learning rate at `progress` as a share of the initial one."""
+        return 1.0
+
+    def extra_state(self) -> dict:
+        """Returns what else must survive a restart (banks, thresholds): tensors, numbers, strings, lists, dicts."""
+        return {}
+
+    def load_extra_state(self, state: dict) -> None:  # noqa: B027 - a recipe without extra state has nothing to do
+        """Restores what `extra_state` returned."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run did: counts as the loop counted them, seconds over all sittings."""
+
+    steps: int
+    counts: dict[str, int]
+    seconds: float
+
+
+def cosine(progress: float, *, warmup: float = 0.05) -> float:
+    """Returns a linear warm-up over `warmup` of the run, then half a cosine down to 0."""
+    if progress < warmup:
+        return (progress + 1e-3) / (warmup + 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def poly(progress: float, *, power: float = 0.9) -> float:
+    """Returns (1 - progress)^power, the schedule of nnU-Net and SSL4MIS."""
+    return (1 - progress) ** power
+
+
+class _Run:
+    """State of one run: step, counts, meters, seconds; written to and read from `checkpoint.pt`."""
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self.recipe, self.out = recipe, out
+        self.step, self.seconds = 0, 0.0
+        self.counts: dict[str, int] = {}
+        self.meter: dict[str, float] = {}
+
+    def save(self, *, final: bool) -> None:
+        recipe = self.recipe
+        state = {
+            "step": self.step, "seconds": self.seconds, "counts": self.counts, "meter": self.meter,
+            "nets": {k: getattr(n, "module", n).state_dict() for k, n in recipe.nets.items()},
+            "averages": {k: a.state_dict() for k, a in recipe.averages.items()},
+            # A finished run is never trained on: its moments would only fill the disk.
+            "optimizers": {} if final else {k: o.state_dict() for k, o in recipe.optimizers.items()},
+            "extra": recipe.extra_state(),
+        }
+        replace_file(self.out / "checkpoint.pt", lambda p: torch.save(state, p))
+
+    def load(self) -> None:
+        path = self.out / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True, map_location=self.recipe.device)
+        self.step, self.seconds, self.counts = state["step"], state["seconds"], state["counts"]
+        self.meter = state["meter"]
+        for name, net in self.recipe.nets.items():
+            getattr(net, "module", net).load_state_dict(state["nets"][name])
+        for name, average in self.recipe.averages.items():
+            average.load_state_dict(state["averages"][name])
+        for name, saved in state["optimizers"].items():
+            self.recipe.optimizers[name].load_state_dict(saved)
+        self.recipe.load_extra_state(state["extra"])
+
+    def trim_log(self) -> None:
+        """Drops log lines past the checkpoint: the resumed run writes them again, the same bytes."""
+        path = self.out / "stats.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+            write_text(path, "".join(whole))
+
+    def log(self, accelerator: Accelerator, every: int) -> None:
+        values = torch.tensor(list(self.meter.values()), dtype=torch.float64, device="cpu") / every
+        values = accelerator.reduce(values.float().to(accelerator.device), reduction="mean").tolist()
+        line = {"step": self.step, **self.counts, **{k: float(f"{v:.6g}") for k, v in zip(self.meter, values, strict=True)}}
+        self.meter = {}
+        if accelerator.is_main_process:
+            with (self.out / "stats.jsonl").open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(line) + "\n")
+        accelerator.log({k: v for k, v in line.items() if k != "step"}, step=self.step)
+
+
+def _prepare(recipe: Recipe, accelerator: Accelerator) -> None:
+    for name, optimizer in recipe.optimizers.items():
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        recipe.optimizers[name] = accelerator.prepare_optimizer(optimizer)
+    for name, net in recipe.nets.items():
+        recipe.nets[name] = accelerator.prepare_model(net)
+    for average in recipe.averages.values():
+        average.net.to(accelerator.device)
+    recipe.backward, recipe.device = accelerator.backward, accelerator.device
+
+
+def _advance(run: _Run, batches: Batches, settings: LoopSettings, accelerator: Accelerator) -> None:
+    recipe, rank = run.recipe, accelerator.process_index
+    progress = run.step / settings.steps
+    for optimizer in recipe.optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * recipe.lr_factor(progress)
+    # Every step has its own seed, so that dropout and noise do not depend on how often the run was interrupted.
+    torch.manual_seed(derive_seed(settings.seed, "step", run.step, rank))
+    batch = {k: v.to(accelerator.device) for k, v in batches(run.step, rank, accelerator.num_processes).items()}
+    for key, n in recipe.count(batch).items():
+        run.counts[key] = run.counts.get(key, 0) + n * accelerator.num_processes
+    for key, value in recipe.step(batch, progress).items():
+        run.meter[key] = run.meter.get(key, 0.0) + float(value)
+    run.step += 1
+
+
+def _unwrap(recipe: Recipe, accelerator: Accelerator) -> None:
+    for name, net in recipe.nets.items():
+        recipe.nets[name] = accelerator.unwrap_model(net, keep_fp32_wrapper=False)
+
+
+def train(recipe: Recipe, batches: Batches, out: Path, settings: LoopSettings, *, label: str = "train") -> TrainResult:
+    """Returns the counts of a finished run; `recipe` then holds the trained networks.
+
+    Running the same command again resumes from `out/checkpoint.pt`; on a CPU the resumed `out/stats.jsonl` equals
+    the uninterrupted one byte for byte. Works under `accelerate launch` with any number of processes.
+
+    Raises:
+        FloatingPointError: if a logged scalar is not finite, naming it and the step.
+    """
+    out = Path(out)
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision, log_with=settings.report_to, project_dir=out)
+    if settings.report_to:
+        accelerator.init_trackers("pairsmith", config=settings.model_dump())
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    _prepare(recipe, accelerator)
+    run = _Run(recipe, out)
+    run.load()
+    if accelerator.is_main_process:
+        run.trim_log()
+    accelerator.wait_for_everyone()
+    bar = tqdm(total=settings.steps, initial=run.step, desc=label, disable=not accelerator.is_main_process,
+               mininterval=5, dynamic_ncols=True)
+    started = time.perf_counter()
+    while run.step < settings.steps:
+        _advance(run, batches, settings, accelerator)
+        bar.update()
+        last = run.step == settings.steps
+        if run.step % settings.log_every == 0 or last:
+            for key, value in run.meter.items():
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"{label}: {key} is {value} at step {run.step}; lower the learning rate")
+            run.log(accelerator, (run.step - 1) % settings.log_every + 1)
+        if run.step % settings.checkpoint_every == 0 or last:
+            now = time.perf_counter()
+            run.seconds, started = run.seconds + now - started, now
+            if accelerator.is_main_process:
+                run.save(final=last)
+    bar.close()
+    accelerator.wait_for_everyone()
+    _unwrap(recipe, accelerator)
+    result = TrainResult(run.step, run.counts, run.seconds)
+    if accelerator.is_main_process:
+        write_json(out / "done.json", {"steps": result.steps, "counts": result.counts, "seconds": result.seconds})
+    return result

@@ -1,0 +1,195 @@
+"""The data contract: a Pair, sets of them that read lazily, and their arrays at a working resolution."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from synth.core.checks import IGNORE, UserError, check_unique
+from synth.core.space import resize_image, resize_mask, to_channels
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a data set's pixels and labels mean; `dataset.json` on disk.
+
+    Attributes:
+        classes: names in the order of their index; the first is background.
+        channels: 1 (grey) or 3 (RGB).
+        bit_depth: 8 or 16.
+        intensity_range: the pixel values that become -1 and 1 in unit space.
+        modality: free text.
+    """
+
+    classes: tuple[str, ...]
+    channels: int
+    bit_depth: int
+    intensity_range: tuple[float, float]
+    modality: str = "unknown"
+    name: str = "unnamed"
+    ignore_index: int = IGNORE
+    version: int = 1
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.classes)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Pixel type: uint8 or uint16."""
+        return np.dtype(np.uint8 if self.bit_depth == 8 else np.uint16)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """From what and how a synthetic pair was made: enough to draw it again and to recall it.
+
+    Attributes:
+        parents: ids of the real pairs it shows; parent_groups: their groups.
+        generator: content hash; layout, settings: JSON text of the edits and of the sampler.
+        kept_sha256: hash of the pixels under the foreground of the transformed source.
+        scores, verdict, reason: of the gates; the verdict is "kept" or "rejected".
+    """
+
+    parents: tuple[str, ...]
+    parent_groups: tuple[str, ...]
+    seed: int
+    generator: str
+    layout: str
+    settings: str
+    kept_sha256: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
+    verdict: str = "kept"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image, pixels (H, W) or (H, W, 3), and its label mask (H, W) uint8, None where it has none."""
+
+    id: str
+    group: str
+    image: np.ndarray
+    mask: np.ndarray | None
+    origin: str = "real"
+    made: Provenance | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """A pair not yet read: who it is, and how to read (image, mask)."""
+
+    id: str
+    group: str
+    read: Callable[[], tuple[np.ndarray, np.ndarray | None]]
+    origin: str = "real"
+    made: Provenance | None = None
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A set at one working resolution, decoded once.
+
+    Attributes:
+        images: pixels (N, C, S, S), uint8 or uint16. masks: labels (N, S, S) uint8, or None without masks.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray | None
+    ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    info: DataInfo
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def fingerprint(self) -> str:
+        """Returns 16 hexadecimal digits over ids, groups, pixels, labels and what they mean."""
+        digest = hashlib.sha256(repr((self.ids, self.groups, self.info)).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        if self.masks is not None:
+            digest.update(np.ascontiguousarray(self.masks).data)
+        return digest.hexdigest()[:16]
+
+    def without_masks(self) -> Arrays:
+        """Returns the same images with their labels dropped."""
+        return dataclasses.replace(self, masks=None)
+
+    def select(self, indices: Sequence[int]) -> Arrays:
+        """Returns the rows `indices`, in that order."""
+        rows = list(indices)
+        return dataclasses.replace(
+            self, images=self.images[rows], masks=None if self.masks is None else self.masks[rows],
+            ids=tuple(self.ids[i] for i in rows), groups=tuple(self.groups[i] for i in rows))
+
+
+class ImageSet(Sequence[Pair]):
+    """Images, read when asked for. Indexing returns a `Pair` whose mask is None."""
+
+    def __init__(self, items: Sequence[Item], info: DataInfo, *, where: str = "memory") -> None:
+        if not items:
+            raise UserError(where, rule="no images found", repair="put at least one image there")
+        check_unique([item.id for item in items], where)
+        self.items = tuple(items)
+        self.info = info
+        self.where = where
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Pair:
+        item = self.items[index]
+        image, mask = item.read()
+        return Pair(item.id, item.group, image, mask, item.origin, item.made)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids in order."""
+        return tuple(item.id for item in self.items)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Group of each item, in order."""
+        return tuple(item.group for item in self.items)
+
+    def select(self, indices: Sequence[int]) -> ImageSet:
+        """Returns the items `indices` as a set of the same kind."""
+        return type(self)([self.items[i] for i in indices], self.info, where=self.where)
+
+    def without_group(self, group: str) -> ImageSet:
+        """Returns the set without the items of `group` and without everything drawn from them."""
+        kept = [i for i, item in enumerate(self.items)
+                if item.group != group and not (item.made and group in item.made.parent_groups)]
+        return self.select(kept)
+
+    def arrays(self, size: int) -> Arrays:
+        """Returns all items at `size` x `size` px: images antialiased bilinear, masks nearest neighbour."""
+        images, masks = [], []
+        for pair in self:
+            images.append(resize_image(to_channels(pair.image), size))
+            if pair.mask is not None:
+                masks.append(resize_mask(pair.mask, (size, size)))
+        stacked = np.stack(masks) if len(masks) == len(images) else None
+        return Arrays(np.stack(images), stacked, self.ids, self.groups, self.info)
+
+
+class PairSet(ImageSet):
+    """Image-mask pairs, read when asked for."""
+
+
+def memory_set(images: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None, info: DataInfo, *,
+               ids: Sequence[str], groups: Sequence[str]) -> ImageSet:
+    """Returns a set over arrays in memory: pixels (H, W[, 3]) and labels (H, W); a PairSet if masks are given."""
+    def reader(i: int) -> Callable[[], tuple[np.ndarray, np.ndarray | None]]:
+        return lambda: (images[i], None if masks is None else masks[i])
+
+    items = [Item(ids[i], groups[i], reader(i)) for i in range(len(images))]
+    return (ImageSet if masks is None else PairSet)(items, info)
