@@ -9,18 +9,26 @@ import torch
 
 
 class Generator(ABC):
-    """A fitted model that draws images for label masks. Abstract; its subclasses are diffusers pipelines.
+    """A fitted model that draws images for label masks. Abstract; its subclasses are diffusers pipelines."""
 
-    Attributes:
-        size: side of the images it draws, px. channels: of those images.
-    """
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Side of the images it draws, px."""
 
-    size: int
-    channels: int
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Channels of the images it draws."""
+
+    @property
+    @abstractmethod
+    def intensity_range(self) -> tuple[float, float]:
+        """Pixel values that were -1 and 1 in the unit space it was fitted in."""
 
     @abstractmethod
     def sample(self, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int]) -> torch.Tensor:
-        """Returns new images, unit (B, C, H, W), one for each source image, unit (B, C, H, W), and its labels (B, H, W).
+        """Returns a new image, unit (B, C, H, W), for each source image, unit (B, C, H, W), and its labels (B, H, W).
 
         Row i depends on `seeds[i]` and on row i of the inputs alone.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def load_config(model: type[S], source: str | Path | S | dict | None = None, ove
     if isinstance(source, Settings):
         tree, where = source.model_dump(mode="json"), type(source).__name__
     elif isinstance(source, dict) or source is None:
-        tree, where = dict(source or {}), "settings"
+        tree, where = copy.deepcopy(source or {}), "settings"  # overrides must not reach the caller's own dict
     else:
         tree, where = _read_yaml(Path(source)), str(source)
     for override in overrides:

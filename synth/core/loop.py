@@ -140,10 +140,16 @@ class _Run:
             whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
             write_text(path, "".join(whole))
 
+    def check_finite(self, label: str) -> None:
+        for key, value in self.meter.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{label}: {key} is {value} at step {self.step}; lower the learning rate")
+
     def log(self, accelerator: Accelerator, every: int) -> None:
         values = torch.tensor(list(self.meter.values()), dtype=torch.float64, device="cpu") / every
         values = accelerator.reduce(values.float().to(accelerator.device), reduction="mean").tolist()
-        line = {"step": self.step, **self.counts, **{k: float(f"{v:.6g}") for k, v in zip(self.meter, values, strict=True)}}
+        means = {k: float(f"{v:.6g}") for k, v in zip(self.meter, values, strict=True)}
+        line = {"step": self.step, **self.counts, **means}
         self.meter = {}
         if accelerator.is_main_process:
             with (self.out / "stats.jsonl").open("a", encoding="utf-8") as handle:
@@ -214,9 +220,7 @@ def train(recipe: Recipe, batches: Batches, out: Path, settings: LoopSettings, *
         bar.update()
         last = run.step == settings.steps
         if run.step % settings.log_every == 0 or last:
-            for key, value in run.meter.items():
-                if not math.isfinite(value):
-                    raise FloatingPointError(f"{label}: {key} is {value} at step {run.step}; lower the learning rate")
+            run.check_finite(label)
             run.log(accelerator, (run.step - 1) % settings.log_every + 1)
         if run.step % settings.checkpoint_every == 0 or last:
             now = time.perf_counter()

@@ -29,6 +29,8 @@ def choice(rng: torch.Generator, n: int) -> int:
     return int(torch.randint(n, (), generator=rng))
 
 
-def randn_each(shape: Sequence[int], rngs: Sequence[torch.Generator], device: torch.device | str = "cpu") -> torch.Tensor:
+def randn_each(
+    shape: Sequence[int], rngs: Sequence[torch.Generator], device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Returns noise (B, *shape), row i drawn from `rngs[i]` alone, so that batch and single agree bit for bit."""
     return torch.stack([torch.randn(tuple(shape), generator=r) for r in rngs]).to(device)

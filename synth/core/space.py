@@ -24,7 +24,7 @@ def from_channels(pixels: np.ndarray) -> np.ndarray:
 
 
 def pixels_to_unit(pixels: np.ndarray, intensity_range: tuple[float, float]) -> torch.Tensor:
-    """Returns pixels (B, C, H, W) as unit (B, C, H, W): `intensity_range` becomes [-1, 1], values outside are clamped."""
+    """Returns pixels (B, C, H, W) as unit (B, C, H, W): `intensity_range` becomes [-1, 1], beyond it is clamped."""
     low, high = intensity_range
     values = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
     return ((values - low) * (2 / (high - low)) - 1).clamp_(-1, 1)

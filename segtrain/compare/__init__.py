@@ -1,0 +1,127 @@
+"""Does it help on my data? Arms x label draws x seeds, paired by case, every run cached by what went into it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from segtrain.compare.arms import Arm, choose_arms
+from segtrain.compare.data import Parts
+from segtrain.compare.gallery import make_gallery
+from segtrain.compare.prepare import prepare
+from segtrain.compare.runs import Bench, Job
+from segtrain.compare.settings import CompareSettings, load_settings
+from segtrain.record import INDEX, DataFacts, DrawFacts, Index, MadeFacts, versions, write_index
+from segtrain.report import Report, write_report
+from segtrain.summary import RunResult, check_budgets
+from synth.core.checks import UserError
+from synth.core.config import save_config
+from synth.core.files import claim_folder
+from synth.core.pairs import ImageSet, PairSet
+
+__all__ = ["CompareSettings", "compare", "load_settings"]
+
+log = logging.getLogger(__name__)
+
+
+def compare(config: str | Path | CompareSettings | dict | None, labelled: PairSet | None = None,
+            unlabelled: ImageSet | None = None, *, test: PairSet | None = None, out: str | Path,
+            overrides: Sequence[str] = ()) -> Report:
+    """Returns what each arm scored and how it differs from the baseline; `out` then holds report.html and report.json.
+
+    Sets given here replace the folders that `data` names. Without `test`, the labelled set is split by group. Running
+    the same command again after an interruption finishes what is missing; further arms or draws reuse what is there.
+
+    Raises:
+        UserError: on a mistake in settings or data, before anything is trained.
+    """
+    settings = load_settings(config, overrides)
+    parts = prepare(settings, labelled, unlabelled, test)
+    arms = choose_arms(settings.arms, baseline=settings.baseline,
+                       has_unlabelled=all(parts.unlabelled_of(draw) is not None for draw in parts.draws))
+    out = Path(out)
+    claim_folder(out, kind="compare", identity={"data": parts.source})
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            return _run(settings, parts, arms, out)
+    except Timeout:
+        raise UserError(str(out), rule="another process is running a comparison in this folder",
+                        repair="wait for it, or choose another out=") from None
+
+
+def _run(settings: CompareSettings, parts: Parts, arms: Sequence[Arm], out: Path) -> Report:
+    save_config(settings, out / "config.yaml")
+    bench = Bench(settings, parts, out)
+    jobs = [Job(arm, draw, seed) for draw in parts.draws for seed in range(settings.seeds) for arm in arms]
+    log.info("%d runs: %d arms x %d label draws x %d seeds", len(jobs), len(arms), settings.draws, settings.seeds)
+    log.info("%d training images, %d test images of %d other groups", len(parts.training()), len(parts.test),
+             len(set(parts.test.groups)))
+    clock, results = _Clock(len(jobs)), []
+    for job in jobs:
+        before = bench.trained
+        results.append(bench.result(job))
+        check_budgets(results)
+        clock.tick(results[-1], trained=bench.trained > before)
+    write_index(out / INDEX, _index(bench, arms, jobs))
+    return write_report(out)
+
+
+class _Clock:
+    """Says how far a comparison is and how long the rest may take, judged by the runs of this sitting."""
+
+    def __init__(self, n_jobs: int) -> None:
+        self.n_jobs, self.done, self.trained, self.started = n_jobs, 0, 0, time.perf_counter()
+
+    def tick(self, result: RunResult, *, trained: bool) -> None:
+        """Logs one finished run."""
+        self.done, self.trained = self.done + 1, self.trained + trained
+        dice = sum(sum(c.dice) / len(c.dice) for c in result.cases) / len(result.cases)
+        how = f"trained {result.seconds:.0f} s" if trained else "found, not run again"
+        log.info("[%d/%d] %s, label draw %d, seed %d: Dice %.3f (%s)%s", self.done, self.n_jobs, result.arm,
+                 result.draw, result.seed, dice, how, self._rest())
+
+    def _rest(self) -> str:
+        if not self.trained or self.done == self.n_jobs:
+            return ""
+        minutes = (time.perf_counter() - self.started) / self.trained * (self.n_jobs - self.done) / 60
+        return f"; about {max(1, round(minutes))} min to go"
+
+
+def _pairs(arms: Sequence[Arm], baseline: str) -> tuple[tuple[str, str], ...]:
+    names = [arm.name for arm in arms]
+    pairs = [(name, baseline) for name in names if name != baseline]
+    # Painting has to beat pasting: the same masks, without a generator.
+    control = ("real+inpaint", "real+copypaste")
+    return (*pairs, control) if set(control) <= set(names) and control not in pairs else tuple(pairs)
+
+
+def _index(bench: Bench, arms: Sequence[Arm], jobs: Sequence[Job]) -> Index:
+    settings, parts = bench.settings, bench.parts
+    kinds = dict.fromkeys(arm.synthetic for arm in arms if arm.synthetic)
+    made = tuple(bench.made(kind, draw) for draw in parts.draws for kind in kinds)
+    notes = (*parts.notes, *(_shortage(m) for m in made if m.kept < m.asked))
+    return Index(settings.baseline, _pairs(arms, settings.baseline),
+                 tuple(str(bench.scores_file(job).relative_to(bench.out)) for job in jobs), made,
+                 bench.painter_seconds() if "inpaint" in kinds else 0.0, _data_facts(bench), notes,
+                 make_gallery(bench, arms), settings.model_dump(mode="json"), versions())
+
+
+def _shortage(made: MadeFacts) -> str:
+    if not made.kept:
+        return f"Label draw {made.draw}: {made.kind} kept no pair at all, so its arms trained on real pairs alone."
+    return f"Label draw {made.draw}: {made.kind} kept {made.kept} of the {made.asked} pairs asked for."
+
+
+def _data_facts(bench: Bench) -> DataFacts:
+    parts, info = bench.parts, bench.parts.test.info
+    groups = dict(zip(parts.labelled.ids, parts.labelled.groups, strict=True))
+    training = parts.training()
+    draws = tuple(DrawFacts(d.index, d.labelled, len({groups[i] for i in d.labelled}), len(training) - len(d.labelled))
+                  for d in parts.draws)
+    return DataFacts(info.name, info.modality, parts.labelled.where, info.classes, info.channels, bench.settings.size,
+                     len(training), len(set(training.groups)), len(parts.test), len(set(parts.test.groups)),
+                     tuple(sorted(set(parts.test.groups))), parts.source, draws)

@@ -1,0 +1,48 @@
+"""The arms: what each one trains on beside the labelled images. Everything else is the same for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from synth.core.checks import UserError
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One condition: which synthetic pairs it adds, and whether it sees unlabelled images."""
+
+    name: str
+    synthetic: Literal["copypaste", "inpaint"] | None = None
+    unlabelled: bool = False
+
+
+ARMS = {arm.name: arm for arm in (
+    Arm("real"),
+    Arm("real+copypaste", synthetic="copypaste"),
+    Arm("real+inpaint", synthetic="inpaint"),
+    Arm("real+unlabelled", unlabelled=True),
+    Arm("all", synthetic="inpaint", unlabelled=True),
+)}
+
+
+def choose_arms(names: Sequence[str], *, baseline: str, has_unlabelled: bool) -> tuple[Arm, ...]:
+    """Returns the arms `names`, the baseline first.
+
+    Raises:
+        UserError: if a name is unknown or doubled, the baseline is missing, or an arm lacks its unlabelled images.
+    """
+    for name in (*names, baseline):
+        if name not in ARMS:
+            raise UserError(f"arm {name}", rule="no such arm", repair=f"choose among {', '.join(ARMS)}")
+    if len(set(names)) < len(names):
+        raise UserError(f"arms {list(names)}", rule="an arm is named twice", repair="name each once")
+    if baseline not in names:
+        raise UserError(f"baseline {baseline}", rule="it is not among the arms", repair="add it to arms")
+    arms = tuple(ARMS[name] for name in sorted(names, key=lambda n: n != baseline))
+    blind = [a.name for a in arms if a.unlabelled]
+    if blind and not has_unlabelled:
+        raise UserError(f"arm {blind[0]}", rule="it needs unlabelled images and there are none: every training image "
+                        "is labelled", repair="give unlabelled images, lower n_labelled, or drop the arm")
+    return arms

@@ -1,0 +1,125 @@
+"""Settings of a comparison: the data and how they are split, the arms, how often each runs, how it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BeforeValidator, Field, JsonValue
+
+from synth.core.checks import UserError
+from synth.core.config import Settings, load_config
+
+
+def _as_part(value: object) -> object:
+    return {"config": value} if isinstance(value, str | Path) else value
+
+
+Part = Annotated[dict[str, JsonValue], BeforeValidator(_as_part)]
+"""Settings of another command: a YAML file's path, or its settings; `config` names the file to start from."""
+
+
+class CompareData(Settings):
+    """Where the images are: one labelled set (`root`), which is then split by group, or up to three folders."""
+
+    root: str | None = None
+    labelled: str | None = None
+    unlabelled: str | None = None
+    test: str | None = None
+    mask_map: str | None = None
+    channels: int | None = None
+
+
+class SplitSettings(Settings):
+    """How one labelled set is split: by group, and the same for every arm."""
+
+    seed: int = 0
+    test_share: float = Field(0.3, gt=0, lt=1)
+    max_test: int | None = Field(None, ge=1)
+
+
+class SyntheticSettings(Settings):
+    """How many pairs each label draw asks of the generator and of copy-paste (before the gates), and their seed."""
+
+    n: int = Field(100, ge=1)
+    seed: int = 0
+
+
+class CompareSettings(Settings):
+    """A comparison of arms x label draws x seeds.
+
+    Attributes:
+        size: working resolution, px. n_labelled: labelled images of each draw; None = all of the labelled folder.
+        method: of the arms that see unlabelled images. segment, inpaint: settings of those two commands.
+        test_seed: of the bootstrap and the permutation test.
+    """
+
+    data: CompareData = CompareData()
+    size: int = Field(64, ge=16)
+    n_labelled: int | None = Field(None, ge=1)
+    split: SplitSettings = SplitSettings()
+    draws: int = Field(3, ge=1)
+    seeds: int = Field(1, ge=1)
+    arms: tuple[str, ...] = ("real", "real+copypaste", "real+inpaint", "real+unlabelled", "all")
+    baseline: str = "real"
+    synthetic: SyntheticSettings = SyntheticSettings()
+    method: str = "fixmatch_ema"
+    segment: Part = Field(default_factory=dict)
+    inpaint: Part = Field(default_factory=dict)
+    resamples: int = Field(9999, ge=99)
+    test_seed: int = 0
+    nsd_tolerance_px: float = Field(1.0, ge=0)
+
+
+_OWN = {"segment": ("data", "method", "size"), "inpaint": ("data", "out", "size")}
+"""What the comparison itself decides for its parts."""
+
+
+def load_settings(config: str | Path | CompareSettings | dict | None, overrides: Sequence[str] = ()
+                  ) -> CompareSettings:
+    """Returns the settings with `segment` and `inpaint` spelt out: files they name are read, every default filled in.
+
+    A file is looked for beside the comparison's own YAML, then in the working directory. Its data, size and method
+    are the comparison's; so are the seeds of the segmenters, one for each label draw and repetition.
+
+    Raises:
+        UserError: naming the key or file.
+    """
+    from segtrain.settings import SegmentSettings
+    from synth.diffusion.settings import InpaintSettings
+
+    settings = load_config(CompareSettings, config, overrides)
+    beside = Path(config).parent if isinstance(config, str | Path) else Path()
+    models = {"segment": SegmentSettings, "inpaint": InpaintSettings}
+    parts = {name: _spell_out(name, getattr(settings, name), beside=beside, model=m) for name, m in models.items()}
+    return settings.model_copy(update=parts)
+
+
+def _spell_out(name: str, part: dict[str, JsonValue], *, beside: Path, model: type[Settings]) -> dict[str, JsonValue]:
+    part = dict(part)
+    source = part.pop("config", None)
+    for key in _OWN[name]:
+        if key in part:
+            raise UserError(f"{name}.{key}", rule="the comparison decides this for every run alike",
+                            repair=f"write {key}= without {name}." if key != "out" else "drop it")
+    base = _read(str(source), beside) if source is not None else {}
+    full = load_config(model, _merge({k: v for k, v in base.items() if k not in _OWN[name]}, part))
+    return full.model_dump(mode="json", exclude=set(_OWN[name]))
+
+
+def _read(name: str, beside: Path) -> dict[str, JsonValue]:
+    found = next((p for p in (beside / name, Path(name)) if p.is_file()), None)
+    if found is None:
+        raise UserError(name, rule="no such file", repair="give the path of a YAML file, as seen from here or from the "
+                        "comparison's own YAML")
+    return yaml.safe_load(found.read_text(encoding="utf-8")) or {}
+
+
+def _merge(base: dict[str, JsonValue], over: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,85 @@
+"""Moves of pixels, drawn per sample on the CPU and applied to the whole batch on its device through one grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from segtrain.settings import GeometrySettings
+from synth.core.checks import IGNORE
+from synth.core.rng import randn_each
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Drawn moves of B samples.
+
+    Attributes:
+        theta: affine maps (B, 2, 3) from output to input positions in [-1, 1].
+        displacement: smooth displacements (B, 2, n, n) of control points, px, or None.
+    """
+
+    theta: torch.Tensor
+    displacement: torch.Tensor | None = None
+
+
+def draw_geometry(rngs: Sequence[torch.Generator], settings: GeometrySettings) -> Geometry:
+    """Returns one move per generator; row i depends on `rngs[i]` alone."""
+    u = torch.stack([torch.rand(7, generator=rng, dtype=torch.float64) for rng in rngs])
+    moved = (u[:, 0] < settings.p).double()
+    angle = moved * (2 * u[:, 1] - 1) * math.radians(settings.rotate_deg)
+    scale = torch.exp(-moved * (2 * u[:, 2] - 1) * math.log1p(settings.zoom))
+    shift = 2 * settings.shift * moved[:, None] * (2 * u[:, 3:5] - 1)
+    sign = torch.ones_like(shift)
+    if settings.flip_horizontal:
+        sign[:, 0] = torch.where(u[:, 5] < 0.5, -1.0, 1.0)
+    if settings.flip_vertical:
+        sign[:, 1] = torch.where(u[:, 6] < 0.5, -1.0, 1.0)
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    rows = [torch.stack([cos * sign[:, 0], -sin * sign[:, 1], shift[:, 0]], 1),
+            torch.stack([sin * sign[:, 0], cos * sign[:, 1], shift[:, 1]], 1)]
+    field = None
+    if settings.elastic_px:
+        field = settings.elastic_px * randn_each((2, settings.elastic_cells, settings.elastic_cells), rngs)
+    return Geometry(torch.stack(rows, 1).float(), field)
+
+
+def geometry_grid(params: Geometry, size: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """Returns the sampling grid (B, H, W, 2): where in the input, in [-1, 1], each output pixel comes from."""
+    theta = params.theta.to(device)
+    grid = F.affine_grid(theta, [theta.shape[0], 1, *size], align_corners=False)
+    if params.displacement is not None:
+        field = F.interpolate(params.displacement.to(device), size, mode="bicubic", align_corners=True)
+        grid = grid + field.movedim(1, -1) * (2 / torch.tensor([size[1], size[0]], device=device))
+    return grid
+
+
+def sample_smooth(images: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Returns images (B, C, H, W) at grid (B, H, W, 2), bilinear; beyond the border the image is mirrored.
+
+    Mirrored tissue is a likelier surrounding than black, which a network would learn to expect at borders.
+    """
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def inside_grid(grid: torch.Tensor) -> torch.Tensor:
+    """Returns (B, H, W) bool: which positions of grid (B, H, W, 2) lie within the input."""
+    return (grid.abs() <= 1).all(dim=-1)
+
+
+def sample_nearest(labels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Returns labels (B, H, W) of any type at grid (B, H, W, 2), nearest neighbour, clamped at the border."""
+    moved = F.grid_sample(labels[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
+    return moved[:, 0].to(labels.dtype)
+
+
+def sample_labels(labels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Returns labels (B, H, W) at grid (B, H, W, 2), nearest neighbour; 255 (ignore) beyond the border.
+
+    The mirrored image there was never annotated: a lesion cut by the border would get a twin, so nobody is taught it.
+    """
+    return sample_nearest(labels, grid).masked_fill(~inside_grid(grid), IGNORE)

@@ -1,0 +1,164 @@
+"""A fitted segmenter: probabilities for images, saved as JSON + safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from segtrain.models import build_model
+from segtrain.settings import ModelSettings
+from synth.core.checks import UserError
+from synth.core.config import Settings, load_config
+from synth.core.files import claim_folder, hash_json, replace_file, write_json
+from synth.core.loop import TrainResult
+from synth.core.pairs import DataInfo, ImageSet, Pair
+from synth.core.space import pixels_to_unit, resize_image, to_channels
+
+CHUNK = 32
+
+
+class SegmenterConfig(Settings):
+    """What a saved segmenter is, beside its weights.
+
+    Attributes:
+        size: side of the images its network sees, px. flips: axes (2 = rows, 3 = columns) to average over.
+    """
+
+    model: ModelSettings
+    info: DataInfo
+    size: int
+    flips: tuple[tuple[int, ...], ...] = ()
+    version: int = 1
+
+
+class Segmenter:
+    """A network with what it needs to be used: the meaning of its classes and pixels, and its working size.
+
+    Attributes:
+        result: what its training did, where known.
+    """
+
+    def __init__(self, net: nn.Module, config: SegmenterConfig, result: TrainResult | None = None) -> None:
+        self.net = net.eval().requires_grad_(False)
+        self.config, self.result = config, result
+
+    @property
+    def info(self) -> DataInfo:
+        """What classes and pixel values mean."""
+        return self.config.info
+
+    @property
+    def size(self) -> int:
+        """Side of the images the network sees, px."""
+        return self.config.size
+
+    @torch.no_grad()
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns class probabilities (B, K, H, W) of unit images (B, C, H, W), on the device of `images`.
+
+        Images of another size than `size` are resized there, and their probabilities back, bilinear.
+
+        Raises:
+            UserError: if the number of channels is not the trained one.
+        """
+        if images.ndim != 4 or images.shape[1] != self.info.channels:
+            raise UserError(f"images {tuple(images.shape)}", rule=f"this segmenter reads unit images "
+                            f"(B, {self.info.channels}, H, W)", repair="convert them to grey or RGB")
+        device = next(self.net.parameters()).device
+        parts = [self._probabilities(part.to(device)) for part in images.split(CHUNK)]
+        return torch.cat(parts).to(images.device)
+
+    def _probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        native, size = tuple(images.shape[-2:]), (self.size, self.size)
+        if native != size:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        views = [self.net(images)] + [self.net(images.flip(axes)).flip(axes) for axes in self.config.flips]
+        prob = torch.stack([view.float().softmax(dim=1) for view in views]).mean(dim=0)
+        return prob if native == size else F.interpolate(prob, native, mode="bilinear", align_corners=False)
+
+    def predict_labels(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns the most probable class (B, H, W), int64, of unit images (B, C, H, W)."""
+        return self.predict(images).argmax(dim=1)
+
+    def content_hash(self) -> str:
+        """Returns 16 hexadecimal digits that identify the weights and their configuration."""
+        digest = hashlib.sha256(hash_json(self.config.model_dump(mode="json")).encode())
+        for name, value in sorted(self.net.state_dict().items()):
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: Path) -> None:
+        """Writes config.json and model.safetensors, each whole or not at all."""
+        state = {name: value.detach().cpu().contiguous() for name, value in self.net.state_dict().items()}
+        write_json(Path(folder) / "config.json", self.config.model_dump(mode="json"))
+        replace_file(Path(folder) / "model.safetensors", lambda path: save_file(state, path))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Segmenter:
+        """Returns the segmenter of a run's folder, or of the `model` folder in it; nothing is unpickled.
+
+        Raises:
+            UserError: if there is none.
+        """
+        run = Path(folder)
+        home = run / "model" if (run / "model").is_dir() else run
+        if not (home / "config.json").is_file() or not (home / "model.safetensors").is_file():
+            raise UserError(str(folder), rule="no fitted segmenter is there",
+                            repair="give the out folder of a finished segtrain fit")
+        config = load_config(SegmenterConfig, json.loads((home / "config.json").read_text(encoding="utf-8")))
+        net = build_model(config.model.name, config.info.channels, config.info.n_classes, config.model)
+        net.load_state_dict(load_file(home / "model.safetensors"))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        done = home.parent / "done.json"
+        result = TrainResult(**json.loads(done.read_text(encoding="utf-8"))) if done.is_file() else None
+        return cls(net.to(device), config, result)
+
+
+def load_segmenter(folder: str | Path) -> Segmenter:
+    """Returns `Segmenter.load(folder)`."""
+    return Segmenter.load(folder)
+
+
+def predict(model_folder: str | Path, images: ImageSet | str | Path, *, out: str | Path) -> list[Path]:
+    """Returns the paths of single-channel PNG masks `out`/ID.png, one per image, at the image's own size.
+
+    Probabilities are resized, bilinear, before the most probable class is taken. Each file is whole or absent.
+
+    Raises:
+        UserError: if the model or the images cannot be read, or `out` holds something else.
+    """
+    segmenter = Segmenter.load(model_folder)
+    if not isinstance(images, ImageSet):
+        from synth.formats import load_images
+
+        images = load_images(images, channels=segmenter.info.channels, like=segmenter.info)
+    identity = {"model": segmenter.content_hash(), "images": list(images.ids)}
+    out = claim_folder(Path(out), kind="predict", identity=identity)
+    return [_write_mask(segmenter, pair, out) for pair in images]
+
+
+def _write_mask(segmenter: Segmenter, pair: Pair, out: Path) -> Path:
+    from synth.formats import encode_png
+
+    path = out / f"{pair.id}.png"
+    if not path.resolve().is_relative_to(out.resolve()):
+        raise UserError(pair.id, rule="this id leads out of the output folder", repair="rename the image")
+    labels = predict_pair(segmenter, pair)
+    replace_file(path, lambda p: p.write_bytes(encode_png(labels.numpy())))
+    return path
+
+
+def predict_pair(segmenter: Segmenter, pair: Pair) -> torch.Tensor:
+    """Returns the labels (H, W), uint8, of one image at its own size."""
+    pixels = to_channels(pair.image)
+    native = pixels.shape[-2:]
+    unit = pixels_to_unit(resize_image(pixels, segmenter.size)[None], segmenter.info.intensity_range)
+    prob = F.interpolate(segmenter.predict(unit), native, mode="bilinear", align_corners=False)
+    return prob.argmax(dim=1)[0].to(torch.uint8)

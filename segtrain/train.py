@@ -1,0 +1,128 @@
+"""From settings and sets to a finished run's folder and its segmenter."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+from segtrain.data import Streams, check_kept, check_leak, check_ranks
+from segtrain.method import Method, load_method
+from segtrain.recipe import SegmentRecipe
+from segtrain.segmenter import Segmenter, SegmenterConfig
+from segtrain.settings import SegmentSettings
+from synth.core.checks import UserError
+from synth.core.config import load_config, save_config
+from synth.core.files import claim_folder
+from synth.core.loop import train
+from synth.core.pairs import ImageSet, PairSet
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything resolved before anything is read: settings and method."""
+
+    settings: SegmentSettings
+    method: Method
+
+
+def make_plan(config: str | Path | dict | SegmentSettings, overrides: Sequence[str] = (),
+              *, method: str | Path | None = None) -> Plan:
+    """Returns resolved settings and method; `method` wins over the settings' own.
+
+    Raises:
+        UserError: naming the key that is unknown or wrong.
+    """
+    settings = load_config(SegmentSettings, config, overrides)
+    if method is not None:
+        settings = settings.model_copy(update={"method": str(method)})
+    return Plan(settings, load_method(settings.method))
+
+
+def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by its name
+    config: str | Path | dict | SegmentSettings,
+    labelled: PairSet,
+    *,
+    synthetic: PairSet | None = None,
+    unlabelled: ImageSet | None = None,
+    method: str | Path | None = None,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    held_out: Collection[str] = (),
+) -> Segmenter:
+    """Returns the segmenter trained on labelled (+ synthetic, + unlabelled) images; its run is written to `out`.
+
+    Called again with the same arguments it resumes, or returns at once if the run is finished. Works under
+    `accelerate launch` with any number of processes; only the main one writes.
+
+    Args:
+        config: YAML file, dict or settings. method: a name in configs/methods or a YAML file; None takes the settings'.
+        overrides: "key=value" texts. held_out: groups of validation and test cases.
+
+    Raises:
+        UserError: if something stems from a held-out group, if the sets do not go together or do not suit the method,
+            or if `out` holds another run.
+    """
+    plan = make_plan(config, overrides, method=method)
+    _check_sets(plan, labelled, synthetic=synthetic, unlabelled=unlabelled, held_out=held_out)
+    streams = Streams.read(plan.settings, labelled, synthetic=synthetic, unlabelled=unlabelled)
+    recipe = SegmentRecipe(plan.settings, plan.method, info=labelled.info, has_synthetic=synthetic is not None)
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    _check_ranks(plan.settings, state.num_processes, unlabelled)
+    out = _claim(Path(out), plan, streams, state)
+    if (out / "done.json").exists() and (out / "model" / "model.safetensors").exists():
+        return Segmenter.load(out)
+    result = train(recipe, streams.batches, out, plan.settings.loop, label=f"segtrain {plan.method.name}")
+    segmenter = Segmenter(recipe.predictor(), _describe(plan.settings, labelled), result)
+    if state.is_main_process:
+        segmenter.save(out / "model")
+    state.wait_for_everyone()
+    return segmenter
+
+
+def _check_sets(plan: Plan, labelled: PairSet, *, synthetic: PairSet | None, unlabelled: ImageSet | None,
+                held_out: Collection[str]) -> None:
+    for images, kind in ((labelled, "labelled"), (synthetic, "synthetic"), (unlabelled, "unlabelled")):
+        check_leak(images, held_out, kind)
+    check_kept(synthetic)
+    if plan.method.views and unlabelled is None:
+        raise UserError(f"method {plan.method.name}", rule="it learns from unlabelled images and got none",
+                        repair="pass unlabelled=, or take method=supervised")
+    if unlabelled is not None and not plan.method.views:
+        raise UserError(f"method {plan.method.name}", rule="it does not use the unlabelled images it was given",
+                        repair="leave them out, or take method=fixmatch_ema")
+
+
+def _check_ranks(settings: SegmentSettings, n_ranks: int, unlabelled: ImageSet | None) -> None:
+    check_ranks(settings.batch_size, n_ranks, "batch_size")
+    if unlabelled is not None:
+        check_ranks(settings.unlabelled_batch_size, n_ranks, "unlabelled_batch_size")
+
+
+def _claim(out: Path, plan: Plan, streams: Streams, state: PartialState) -> Path:
+    # Paths are left out: a run is known by its data's content, wherever that lies.
+    identity = {**plan.settings.model_dump(mode="json", exclude={"data", "method"}),
+                "method": plan.method.model_dump(mode="json"), **streams.fingerprints()}
+    error: UserError | None = None
+    if state.is_main_process:
+        try:
+            claim_folder(out, kind="segment", identity=identity)
+            save_config(plan.settings, out / "config.yaml")
+            save_config(plan.method, out / "method.yaml")
+        except UserError as found:
+            error = found
+    state.wait_for_everyone()  # also after an error, which the other processes then meet themselves
+    if error is not None:
+        raise error
+    return out if state.is_main_process else claim_folder(out, kind="segment", identity=identity)
+
+
+def _describe(settings: SegmentSettings, labelled: PairSet) -> SegmenterConfig:
+    geometry = settings.augment.geometry
+    axes = [a for a, on in ((2, geometry.flip_vertical), (3, geometry.flip_horizontal)) if on]
+    flips = [(a,) for a in axes] + ([tuple(axes)] if len(axes) == 2 else [])
+    return SegmenterConfig(model=settings.model, info=labelled.info, size=settings.size,
+                           flips=tuple(flips) if settings.flip_averaging else ())

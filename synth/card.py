@@ -1,0 +1,43 @@
+"""The data set card of a drawn set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_CARD = """---
+task_categories: [image-segmentation]
+tags: [synthetic, medical]
+size_categories: ["{size}"]
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+{rejected}---
+
+# Synthetic pairs
+
+{n_kept} pairs kept of {n_drawn} drawn ({n_asked} asked for). Each row names its parents, its seed, the generator
+(`{generator}`), the edit of its layout, the scores of the gates, and their verdict. Label 255 means ignore.
+
+- Classes: {classes}
+- Parent groups: {groups}
+- Sampler: `{settings}`
+
+The foreground of every image is a verbatim, transformed crop of a real patient's image: this set is not anonymous,
+and must be handled like the images it came from. `synth export --without-group NAME` removes every child of a group.
+"""
+
+
+def _size_category(n: int) -> str:
+    return "n<1K" if n < 1000 else "1K<n<10K" if n < 10_000 else "10K<n<100K"
+
+
+def dataset_card(*, n_kept: int, n_rejected: int, n_asked: int, classes: Sequence[str], generator: str,
+                 settings: str, groups: Sequence[str]) -> str:
+    """Returns the card as Markdown with the YAML head that the hub and `datasets` read."""
+    rejected = "  - split: rejected\n    path: data/rejected-*.parquet\n" if n_rejected else ""
+    return _CARD.format(size=_size_category(n_kept), rejected=rejected, n_kept=n_kept, n_drawn=n_kept + n_rejected,
+                        n_asked=n_asked, generator=generator, settings=settings,
+                        classes=", ".join(f"{i} = {c}" for i, c in enumerate(classes)),
+                        groups=", ".join(sorted(set(groups))))

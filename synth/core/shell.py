@@ -1,0 +1,73 @@
+"""What the two command lines share: key=value arguments, one line per mistake, one voice under many processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import typer
+
+from synth.core.checks import UserError
+
+
+def take(overrides: Sequence[str] | None, key: str) -> tuple[str | None, list[str]]:
+    """Returns the value of the last `key=...`, None if there is none, and the other overrides."""
+    mine = [o for o in overrides or [] if o.startswith(f"{key}=")]
+    rest = [o for o in overrides or [] if not o.startswith(f"{key}=")]
+    return (mine[-1].partition("=")[2] if mine else None), rest
+
+
+def take_number(overrides: Sequence[str] | None, key: str, default: int | None) -> tuple[int | None, list[str]]:
+    """Returns the whole number of `key=...` (or `default`), and the other overrides.
+
+    Raises:
+        UserError: if it is not a whole number.
+    """
+    text, rest = take(overrides, key)
+    if text is None:
+        return default, rest
+    if not text.lstrip("-").isdigit():
+        raise UserError(f"{key}={text}", rule="it must be a whole number", repair=f"write {key}=100")
+    return int(text), rest
+
+
+def required(value: str | None, key: str, example: str) -> str:
+    """Returns `value`.
+
+    Raises:
+        UserError: if it was not given.
+    """
+    if not value:
+        raise UserError(f"{key}=", rule="it was not given", repair=f"add {key}={example}")
+    return value
+
+
+def refuse(overrides: Sequence[str], known: str) -> None:
+    """Raises UserError if any override is left over."""
+    if overrides:
+        raise UserError(overrides[0], rule="no such setting here", repair=f"take {known}")
+
+
+def is_main() -> bool:
+    """Returns whether this process speaks: the first of those that accelerate launched."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """Prints one line, once for all processes."""
+    if is_main():
+        typer.echo(text)
+
+
+def run(app: Callable[[], None]) -> None:
+    """Runs a command; a user's mistake becomes one line on stderr and exit code 2."""
+    logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, format="%(message)s")
+    for noisy in ("httpx", "matplotlib", "datasets", "fsspec", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None

@@ -1,0 +1,1 @@
+"""Latent-diffusion inpainting: autoencoder, denoiser, samplers, and the pipeline that keeps the foreground."""

@@ -1,0 +1,120 @@
+"""What happens to a batch of sources: painted by a generator, pasted on another image, or nothing at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from synth.core.checks import IGNORE
+from synth.core.pairs import Arrays
+from synth.core.rng import choice, sample_rng
+from synth.core.space import labels_to_keep, pixels_to_unit, unit_to_pixels
+from synth.draw.sources import Sources
+from synth.gates.gates import Predict, predict_batched
+from synth.generator import Generator
+
+
+@dataclass(frozen=True)
+class Painted:
+    """Pixels (B, C, S, S) and labels (B, S, S) uint8; `others`: id and group of a second parent, None without."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    others: tuple[tuple[str, str] | None, ...]
+
+
+Painter = Callable[[Sources], Painted]
+
+
+def _foreground(labels: np.ndarray) -> np.ndarray:
+    """Returns where labels (B, S, S) are foreground, (B, 1, S, S) bool."""
+    return labels_to_keep(torch.from_numpy(labels))[:, None].numpy()
+
+
+def no_painter(sources: Sources) -> Painted:
+    """Returns the transformed sources as they are: what every kept pixel must equal."""
+    return Painted(sources.pixels, sources.labels, (None,) * len(sources.keys))
+
+
+def generator_painter(generator: Generator) -> Painter:
+    """Returns the painter that asks `generator`, then writes the foreground's source pixels over its answer."""
+    low_high = generator.intensity_range
+
+    def paint(sources: Sources) -> Painted:
+        labels = torch.from_numpy(sources.labels.astype(np.int64))
+        unit = generator.sample(pixels_to_unit(sources.pixels, low_high), labels, seeds=sources.seeds)
+        painted = unit_to_pixels(unit, low_high, sources.pixels.dtype)
+        # Whatever the generator did, the annotated pixels are the source's, bit for bit.
+        pixels = np.where(_foreground(sources.labels), sources.pixels, painted)
+        return Painted(pixels, sources.labels, (None,) * len(sources.keys))
+
+    return paint
+
+
+@dataclass(frozen=True)
+class Backgrounds:
+    """Real images to paste on: pixels (N, C, S, S), labels (N, S, S) uint8 (255 where in doubt), ids, groups."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    ids: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+def labelled_backgrounds(labelled: Arrays) -> Backgrounds:
+    """Returns the labelled pairs as backgrounds."""
+    return Backgrounds(labelled.images, labelled.masks, labelled.ids, labelled.groups)
+
+
+def clear_backgrounds(unlabelled: Arrays, predict: Predict, *, confidence: float, max_share: float) -> Backgrounds:
+    """Returns the unlabelled images on which the judge sees no confident foreground; its doubtful pixels are ignored.
+
+    Args:
+        confidence: foreground probability that counts as seen; from 1 - confidence on a pixel is doubtful.
+        max_share: largest share of confident pixels in an image that is still called clear.
+    """
+    unit = pixels_to_unit(unlabelled.images, unlabelled.info.intensity_range)
+    foreground = 1 - predict_batched(predict, unit)[:, 0]
+    clear = ((foreground > confidence).float().mean((1, 2)) <= max_share).nonzero().flatten().tolist()
+    labels = np.where(foreground[clear].numpy() > 1 - confidence, IGNORE, 0).astype(np.uint8)
+    return Backgrounds(unlabelled.images[clear], labels, tuple(unlabelled.ids[i] for i in clear),
+                       tuple(unlabelled.groups[i] for i in clear))
+
+
+def paste_painter(labelled: Arrays, clear: Backgrounds | None, *, seed: int,
+                  blend: Callable[[torch.Tensor], torch.Tensor]) -> Painter:
+    """Returns the painter that pastes foregrounds onto other labelled images, or onto clear unlabelled ones.
+
+    The label is the union: the pasted foreground over the background's own labels. Half of the pairs go to each kind
+    of background where both exist.
+
+    Args:
+        blend: keep (B, S, S) -> weight of the source (B, 1, S, S), 1 on the foreground: the same transition as the
+            inpainted pairs have, so that the arms differ in the surroundings alone.
+    """
+    real = labelled_backgrounds(labelled)
+
+    def pick(name: str, row: int) -> tuple[Backgrounds, int]:
+        rng = sample_rng(seed, "background", name)
+        others = [i for i in range(len(real.ids)) if i != row] or [row]
+        if clear is not None and clear.ids and float(torch.rand((), generator=rng)) < 0.5:
+            return clear, choice(rng, len(clear.ids))
+        return real, others[choice(rng, len(others))]
+
+    def paint(sources: Sources) -> Painted:
+        picked = [pick(name, row) for name, row in zip(sources.keys, sources.rows, strict=True)]
+        under = np.stack([b.pixels[i] for b, i in picked])
+        under_labels = np.stack([b.labels[i] for b, i in picked])
+        keep = _foreground(sources.labels)
+        alpha = blend(torch.from_numpy(keep[:, 0])).numpy()
+        mixed = np.rint(alpha * sources.pixels + (1 - alpha) * under.astype(np.float64)).astype(under.dtype)
+        pixels = np.where(keep, sources.pixels, mixed)
+        # The soft rim mixes two images: neither label is true there unless both say background.
+        rim = (alpha > 0) & ~keep & (under_labels[:, None] != 0)
+        union = np.where(keep[:, 0], sources.labels, np.where(rim[:, 0], IGNORE, under_labels))
+        return Painted(pixels, union.astype(np.uint8), tuple((b.ids[i], b.groups[i]) for b, i in picked))
+
+    return paint

@@ -1,0 +1,141 @@
+"""images/*.png, masks/*.png and metadata.jsonl, as `datasets.load_dataset("imagefolder")` reads it; and writers."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from synth.core.checks import UserError
+from synth.core.pairs import ImageSet, Item, Pair
+from synth.formats.decode import encode_png
+from synth.formats.folder import read_files
+from synth.formats.info import write_info
+from synth.formats.rows import from_meta, to_meta
+from synth.formats.survey import Options, Source
+
+METADATA = "metadata.jsonl"
+
+_NO_PIXELS = np.empty((0, 0), np.uint8)
+
+
+def imagefolder_sources(root: Path, options: Options) -> list[Source]:
+    """Returns the items that `root`/metadata.jsonl lists, in its order.
+
+    Raises:
+        UserError: naming the line that is not JSON, lacks a key, or points at no file below `root`.
+    """
+    path = root / METADATA
+    sources = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            sources.append(_source(root, _parse(line, f"{path}, line {number}"), options, f"{path}, line {number}"))
+    return sources
+
+
+def write_imagefolder(pairs: ImageSet, out: Path, *, card: str = "") -> None:
+    """Writes images/, masks/, metadata.jsonl, dataset.json (and README.md, if a card is given): all or nothing.
+
+    Raises:
+        UserError: if `out` exists and is not empty, an id cannot be a file name, or the device is full.
+    """
+    def finish(folder: Path, written: list[Pair]) -> None:
+        lines = [json.dumps(_line(pair), ensure_ascii=False) for pair in written]
+        (folder / METADATA).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if card:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+
+    _write_whole(pairs, Path(out), finish)
+
+
+def write_folder(pairs: ImageSet, out: Path) -> None:
+    """Writes images/, masks/ (if there are any), groups.csv and dataset.json: all or nothing.
+
+    Raises:
+        UserError: if `out` exists and is not empty, an id cannot be a file name, or the device is full.
+    """
+    def finish(folder: Path, written: list[Pair]) -> None:
+        with (folder / "groups.csv").open("w", newline="", encoding="utf-8") as handle:
+            writer = csv.writer(handle, lineterminator="\n")
+            writer.writerows([("name", "group"), *((pair.id, pair.group) for pair in written)])
+
+    _write_whole(pairs, Path(out), finish)
+
+
+def _write_whole(pairs: ImageSet, out: Path, finish: Callable[[Path, list[Pair]], None]) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(str(out), rule="it exists and is not an empty folder", repair="choose another out=")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run that had our process number
+    try:
+        (temporary / "images").mkdir(parents=True)
+        finish(temporary, [_write_pair(pair, temporary) for pair in pairs])
+        write_info(temporary, pairs.info)
+        os.replace(temporary, out)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(str(out), rule="no space left on the device; nothing was written",
+                            repair="free some space and run the same command again") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_pair(pair: Pair, folder: Path) -> Pair:
+    if not pair.id or pair.id.startswith(".") or set(pair.id) & set('/\\:*?"<>|\0'):
+        raise UserError(f"id {pair.id!r}", rule="an id becomes a file name",
+                        repair="rename it without / \\ : * ? \" < > |")
+    (folder / "images" / f"{pair.id}.png").write_bytes(encode_png(pair.image))
+    if pair.mask is not None:
+        (folder / "masks").mkdir(exist_ok=True)
+        (folder / "masks" / f"{pair.id}.png").write_bytes(encode_png(pair.mask))
+    # What follows needs only the metadata; holding the pixels of a whole set would not be flat in memory.
+    return dataclasses.replace(pair, image=_NO_PIXELS, mask=None if pair.mask is None else _NO_PIXELS)
+
+
+def _line(pair: Pair) -> dict[str, object]:
+    files = {"file_name": f"images/{pair.id}.png"}
+    if pair.mask is not None:
+        files["mask_file_name"] = f"masks/{pair.id}.png"
+    return {**files, **to_meta(pair)}
+
+
+def _parse(line: str, where: str) -> dict[str, object]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(where, rule=f"not JSON ({error.msg})", repair="write one JSON object per line") from None
+    if not isinstance(row, dict):
+        raise UserError(where, rule="a line is one JSON object", repair="write one JSON object per line")
+    return row
+
+
+def _source(root: Path, row: dict[str, object], options: Options, where: str) -> Source:
+    image = _inside(root, row, "file_name", where)
+    mask = _inside(root, row, "mask_file_name", where) if options.labelled else None
+    name = str(row.get("id") or image.stem)
+    item = Item(name, str(row.get("group") or name), partial(read_files, image, mask, options),
+                str(row.get("origin") or "real"), from_meta(row))
+    return Source(item, str(image), str(mask or ""))
+
+
+def _inside(root: Path, row: dict[str, object], key: str, where: str) -> Path:
+    value = row.get(key)
+    if not isinstance(value, str) or not value:
+        raise UserError(where, rule=f"it has no {key}", repair=f"add {key}, a path relative to metadata.jsonl")
+    path = Path(value)
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"{where}: {value}", rule=f"{key} stays inside the folder",
+                        repair="write a path relative to it")
+    if not (root / path).is_file():
+        raise UserError(str(root / path), rule=f"{METADATA} names it, but it is missing", repair="add the file")
+    return root / path

@@ -1,0 +1,114 @@
+"""Reads every item of a set once: checks it against the rules and finds what its pixels mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from synth.core.checks import IGNORE, UserError, check_mask, check_pair
+from synth.core.pairs import DataInfo, Item
+from synth.formats.info import Declared
+
+MAX_INFERRED = 64
+"""Without a list of classes, mask values from here on are taken for grey levels, not for classes."""
+
+RANGE_SHARES = (0.0005, 0.9995)
+"""Shares of a 16-bit set's pixels below the two ends of its intensity range."""
+
+K = TypeVar("K")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An item and what errors call its image and its mask."""
+
+    item: Item
+    image_name: str
+    mask_name: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read a set: `channels` and `mask_map` convert, `like` is the set that this one goes with."""
+
+    labelled: bool
+    channels: int | None = None
+    mask_map: Mapping[int, int] | None = None
+    like: DataInfo | None = None
+
+
+def survey(sources: Sequence[Source], declared: Declared, options: Options, *, where: str) -> DataInfo:
+    """Returns what the pixels and labels of a set mean, after reading each item once (one in memory at a time).
+
+    Classes, channels and bit depth come from `declared` or else from the files. The intensity range of 8-bit images
+    is (0, 255); of 16-bit images, the 0.05 and 99.95 percentiles of all their pixels.
+
+    Raises:
+        UserError: naming the first file that breaks a rule.
+    """
+    kinds: list[tuple[int, int]] = []
+    levels = np.zeros(65536, np.int64)
+    labels = np.zeros(256, np.int64)
+    n_classes = len(declared.classes) if declared.classes else IGNORE
+    for source in sources:
+        image, mask = source.item.read()
+        kinds.append((1 if image.ndim == 2 else 3, image.dtype.itemsize * 8))
+        if image.dtype == np.uint16:
+            levels += np.bincount(image.ravel(), minlength=65536)
+        if mask is not None:
+            check_pair(image, mask, source.image_name)
+            check_mask(mask, source.mask_name, n_classes=n_classes)
+            labels += np.bincount(mask.ravel(), minlength=256)
+    channels = _one_kind(sources, [k[0] for k in kinds], options.channels or declared.channels, _describe_channels)
+    bit_depth = _one_kind(sources, [k[1] for k in kinds], declared.bit_depth, _describe_depth)
+    _check_like(options.like, channels, bit_depth, where)
+    classes = declared.classes or _infer_classes(labels, options, where)
+    if options.labelled and not labels[1:IGNORE].any():
+        raise UserError(where, rule=f"no foreground anywhere: no pixel of {len(sources)} masks is of a class > 0",
+                        repair="check the masks; if 255 means foreground, give mask_map='0:0,255:1'")
+    intensity = declared.intensity_range or ((0.0, 255.0) if bit_depth == 8 else _range_16_bit(levels))
+    return DataInfo(classes, channels, bit_depth, intensity, declared.modality, declared.name or "unnamed")
+
+
+def _describe_channels(value: int) -> tuple[str, str]:
+    return ("grey" if value == 1 else "RGB"), "convert explicitly with channels=1 or channels=3"
+
+
+def _describe_depth(value: int) -> tuple[str, str]:
+    return f"{value} bit", "export all images at one bit depth"
+
+
+def _one_kind(sources: Sequence[Source], kinds: Sequence[int], wanted: int | None,
+              describe: Callable[[int], tuple[str, str]]) -> int:
+    usual = wanted or max(sorted(set(kinds)), key=kinds.count)
+    odd = [i for i, kind in enumerate(kinds) if kind != usual]
+    if odd:
+        says = "dataset.json says" if wanted else f"{len(kinds) - len(odd)} of the {len(kinds)} images are"
+        raise UserError(sources[odd[0]].image_name, rule=f"it is {describe(kinds[odd[0]])[0]}, but {says} "
+                        f"{describe(usual)[0]}", repair=describe(usual)[1])
+    return usual
+
+
+def _check_like(like: DataInfo | None, channels: int, bit_depth: int, where: str) -> None:
+    if like and (channels, bit_depth) != (like.channels, like.bit_depth):
+        raise UserError(where, rule=f"its images are {_describe_channels(channels)[0]}, {bit_depth} bit, but those of "
+                        f"the set it goes with are {_describe_channels(like.channels)[0]}, {like.bit_depth} bit",
+                        repair="convert explicitly with channels=1 or channels=3, or export both at one bit depth")
+
+
+def _infer_classes(labels: np.ndarray, options: Options, where: str) -> tuple[str, ...]:
+    targets = [v for v in (options.mask_map or {}).values() if v != IGNORE]
+    top = int(max([*np.flatnonzero(labels[:IGNORE]), *targets, 0]))
+    if top >= MAX_INFERRED:
+        raise UserError(where, rule=f"mask values go up to {top} and no dataset.json lists the classes",
+                        repair="list the classes in dataset.json, or map values with mask_map='0:0,...'")
+    return ("background", *(f"class_{i}" for i in range(1, top + 1)))
+
+
+def _range_16_bit(levels: np.ndarray) -> tuple[float, float]:
+    share = np.cumsum(levels) / levels.sum()
+    low, high = (int(np.searchsorted(share, q)) for q in RANGE_SHARES)
+    return float(low), float(max(high, low + 1))

@@ -1,0 +1,159 @@
+"""Thresholds for the scores, calibrated on real images, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from synth.core.checks import IGNORE
+from synth.core.config import Settings
+from synth.core.files import hash_json, sha256
+from synth.core.pairs import Arrays, ImageSet, PairSet
+from synth.core.space import labels_to_keep, pixels_to_unit
+from synth.gates.scores import faithfulness, false_foreground, highest_correlation, thumbnails
+
+Predict = Callable[[torch.Tensor], torch.Tensor]
+"""Unit images (B, C, H, W) -> class probabilities (B, K, H, W): the judge."""
+
+
+class GateSettings(Settings):
+    """How strict the gates are.
+
+    Attributes:
+        faithfulness: lowest Dice of the judge with the mask, as a share of its median Dice on the labelled pairs.
+        confidence: probability from which the judge's foreground outside the kept region counts as false.
+        max_false_foreground: largest share of the painted region that may be false foreground; up to it, those
+            pixels become ignore.
+        clear_px: distance from the foreground within which the judge may err: an outline is no second object.
+        novelty_quantile: quantile of the correlation between real images of different groups that a painted
+            region may not exceed.
+    """
+
+    faithfulness: float = Field(0.6, ge=0, le=1)
+    confidence: float = Field(0.9, gt=0.5, lt=1)
+    max_false_foreground: float = Field(0.05, ge=0, le=1)
+    clear_px: int = Field(4, ge=0)
+    novelty_quantile: float = Field(0.99, gt=0, le=1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All scores of one pair, and whether it is kept; `reason` names the gate that rejected it."""
+
+    scores: dict[str, float]
+    kept: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The three gates with their thresholds.
+
+    Attributes:
+        predict: the judge, or None: then only novelty is scored.
+        bank: grey thumbnails of the training images and their mirror images, (N, D).
+        min_faithfulness, max_correlation: calibrated thresholds.
+        identity: hash of thresholds, bank and of the judge's answers on the labelled images.
+    """
+
+    predict: Predict | None
+    bank: torch.Tensor
+    settings: GateSettings
+    min_faithfulness: float
+    max_correlation: float
+    identity: str
+
+
+THUMB = 32
+"""Side of the thumbnails that novelty compares, px."""
+
+NO_SECOND_GROUP = 0.98
+"""Highest correlation allowed where all images are of one group and nothing can be calibrated."""
+
+
+def _bank(training: Arrays) -> torch.Tensor:
+    thumbs = thumbnails(pixels_to_unit(training.images, training.info.intensity_range), THUMB)
+    mirrored = thumbs.view(-1, THUMB, THUMB).flip(-1).flatten(1)
+    return torch.cat([thumbs, mirrored])
+
+
+def _real_correlation(bank: torch.Tensor, groups: tuple[str, ...], quantile: float) -> float:
+    """Returns the quantile, over images, of the highest correlation with an image of another group."""
+    names = np.array(groups)
+    highest = []
+    for i, group in enumerate(groups):
+        others = torch.from_numpy(np.tile(names != group, 2))
+        if others.any():
+            highest.append(float(highest_correlation(bank[i:i + 1], torch.ones(1, bank.shape[1]), bank[others])))
+    return float(np.quantile(highest, quantile)) if highest else NO_SECOND_GROUP
+
+
+@torch.no_grad()
+def predict_batched(predict: Predict, images: torch.Tensor, *, batch_size: int = 16) -> torch.Tensor:
+    """Returns the judge's probabilities (N, K, H, W) of unit images (N, C, H, W), on the CPU."""
+    return torch.cat([predict(chunk).float().cpu() for chunk in images.split(batch_size)])
+
+
+def default_gates(predict: Predict | None, labelled: PairSet, *, training: ImageSet | None = None, size: int,
+                  settings: GateSettings | None = None) -> Gates:
+    """Returns gates calibrated on real images: `labelled` pairs for the judge, `training` images for novelty.
+
+    Args:
+        predict: unit images (B, C, size, size) -> probabilities (B, K, size, size); None leaves the judge's gates out.
+        training: all images that the generator saw; the labelled ones if None.
+    """
+    settings = settings or GateSettings()
+    pairs = labelled.arrays(size)
+    bank = _bank((training or labelled).arrays(size))
+    groups = (training or labelled).groups
+    max_correlation = _real_correlation(bank, groups, settings.novelty_quantile)
+    min_faithfulness, answers = 0.0, ""
+    if predict is not None:
+        probabilities = predict_batched(predict, pixels_to_unit(pairs.images, pairs.info.intensity_range))
+        labels = torch.from_numpy(pairs.masks.astype(np.int64))
+        there = labels_to_keep(labels).any(2).any(1)
+        scores = faithfulness(probabilities, labels)[there]
+        min_faithfulness = settings.faithfulness * float(scores.median())
+        answers = sha256(probabilities.numpy().tobytes())
+    identity = hash_json({"settings": settings.model_dump(), "faithfulness": min_faithfulness, "answers": answers,
+                          "correlation": max_correlation, "bank": sha256(bank.numpy().tobytes())})
+    return Gates(predict, bank, settings, min_faithfulness, max_correlation, identity)
+
+
+def _verdict(scores: dict[str, float], gates: Gates) -> Verdict:
+    reasons = []
+    if scores.get("faithfulness", 1.0) < gates.min_faithfulness:
+        reasons.append(f"faithfulness {scores['faithfulness']:.2f} < {gates.min_faithfulness:.2f}")
+    if scores.get("false_foreground", 0.0) > gates.settings.max_false_foreground:
+        reasons.append(f"false_foreground {scores['false_foreground']:.2f} > {gates.settings.max_false_foreground:.2f}")
+    if scores["correlation"] > gates.max_correlation:
+        reasons.append(f"correlation {scores['correlation']:.3f} > {gates.max_correlation:.3f}")
+    return Verdict({k: round(v, 5) for k, v in scores.items()}, not reasons, "; ".join(reasons))
+
+
+@torch.no_grad()
+def run_gates(images: torch.Tensor, labels: torch.Tensor, gates: Gates) -> tuple[torch.Tensor, list[Verdict]]:
+    """Returns the labels with false foreground set to ignore, (B, H, W), and one verdict per pair.
+
+    Args:
+        images: painted images, unit (B, C, H, W). labels: (B, H, W).
+    """
+    near = 2 * gates.settings.clear_px + 1
+    keep = labels_to_keep(labels)
+    outside = F.max_pool2d(keep[:, None].float(), near, stride=1, padding=near // 2)[:, 0] < 0.5
+    outside = outside & (labels != IGNORE)
+    region = (F.adaptive_avg_pool2d((~keep)[:, None].float(), THUMB) > 0.5).float().flatten(1)
+    columns = {"correlation": highest_correlation(thumbnails(images, THUMB), region, gates.bank)}
+    if gates.predict is not None:
+        probabilities = gates.predict(images).float().cpu()
+        false = false_foreground(probabilities, outside, confidence=gates.settings.confidence)
+        columns["faithfulness"] = faithfulness(probabilities, torch.where(outside & ~keep, IGNORE, labels))
+        columns["false_foreground"] = false.sum((1, 2)) / outside.sum((1, 2)).clamp(min=1)
+        labels = torch.where(false, IGNORE, labels)
+    rows = [{name: float(column[i]) for name, column in columns.items()} for i in range(len(images))]
+    return labels, [_verdict(row, gates) for row in rows]

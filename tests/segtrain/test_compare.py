@@ -1,0 +1,249 @@
+"""The whole comparison on a phantom: equal budgets, no leak, resumed = uninterrupted, runs shared and reused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from phantom import make_phantom
+
+import segtrain
+from segtrain.compare.arms import ARMS, choose_arms
+from segtrain.compare.settings import CompareSettings, load_settings
+from segtrain.metrics import CaseScores
+from segtrain.record import read_index
+from segtrain.report import Report, write_report
+from segtrain.summary import Judging, RunResult, check_budgets, compare_arms, read_result, summarise_arm, write_result
+from synth.core.checks import UserError
+
+STEPS, BATCH = 3, 4
+SETTINGS = {
+    "size": 32, "n_labelled": 4, "draws": 2, "resamples": 199, "synthetic": {"n": 4},
+    "segment": {"batch_size": BATCH, "unlabelled_batch_size": 2, "model": {"name": "tiny", "channels": [4, 8, 8]},
+                "loop": {"steps": STEPS, "log_every": 1}},
+    "inpaint": {"autoencoder": {"widths": [8, 8, 8], "batch_size": 4, "loop": {"steps": 2}},
+                "denoiser": {"widths": [32, 32], "attention": [False, True], "layers": 1, "batch_size": 4, "n_views": 1,
+                             "loop": {"steps": 2}},
+                "sampler": {"n_steps": 2}},
+}
+
+
+def pairs():
+    """Returns 18 pairs of 6 patients, three classes."""
+    return make_phantom(18, size=32, n_groups=6, n_classes=3)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Report:
+    """Returns the report of all five arms."""
+    return segtrain.compare(SETTINGS, pairs(), out=tmp_path_factory.mktemp("compare") / "out")
+
+
+def scores(out: Path) -> dict[str, list]:
+    """Returns the scores of every run by file, without seconds, which no two runs share."""
+    found = {}
+    for path in read_index(out).scores:
+        tree = json.loads((out / path).read_text())
+        found[path] = [tree["cases"], tree["steps"], tree["images_seen"], tree["n_synthetic"]]
+    return found
+
+
+def stamps(out: Path) -> dict[str, int]:
+    """Returns when each run's scores were written."""
+    return {path: (out / path).stat().st_mtime_ns for path in read_index(out).scores}
+
+
+def numbers(out: Path) -> dict[str, object]:
+    """Returns report.json without seconds."""
+    tree = json.loads((out / "report.json").read_text())
+    for arm in tree["arms"]:
+        arm.pop("seconds")
+    for kind in tree["gates"].values():
+        kind.pop("seconds")
+    return {k: v for k, v in tree.items() if k not in ("seconds", "painter_seconds")}
+
+
+def test_every_arm_ran_on_equal_budgets(finished: Report) -> None:
+    assert [arm.name for arm in finished.arms] == list(ARMS)
+    for arm in finished.arms:
+        assert (arm.steps, arm.images_seen, arm.runs) == (STEPS, STEPS * BATCH, 2)
+        assert arm.unlabelled_seen == (STEPS * 2 if ARMS[arm.name].unlabelled else 0)
+        assert arm.n_labelled == (4, 4) and arm.seconds > 0
+    assert {arm.name: arm.n_synthetic for arm in finished.arms}["real+copypaste"] == (4, 4)
+
+
+def test_test_cases_and_their_groups_are_nowhere_in_training(finished: Report) -> None:
+    data = finished.index.data
+    groups = dict(zip(pairs().ids, pairs().groups, strict=True))
+    for draw in data.draws:
+        assert not {groups[name] for name in draw.labelled} & set(data.test_groups)
+    for facts in finished.index.made:
+        from synth.formats import read_shards
+
+        for item in read_shards(finished.out / facts.folder).items if facts.kept else ():
+            assert not set(item.made.parent_groups) & set(data.test_groups)
+            assert item.made.parents[0] in data.draws[facts.draw].labelled
+    assert data.n_training + data.n_test == 18
+
+
+def test_report_json_has_what_it_promises(finished: Report) -> None:
+    tree = json.loads((finished.out / "report.json").read_text())
+    for arm in tree["arms"]:
+        assert {"name", "dice_mean", "dice_ci", "nsd_mean", "hd95_mean", "images_seen", "unlabelled_seen", "seconds",
+                "runs", "n_cases"} <= set(arm)
+        low, high = arm["dice_ci"]
+        assert 0 <= low <= arm["dice_mean"] <= high <= 1
+        assert list(arm["dice_per_class"]) == ["object_1", "object_2"]
+    assert [(c["arm"], c["baseline"]) for c in tree["comparisons"]] == [
+        ("real+copypaste", "real"), ("real+inpaint", "real"), ("real+unlabelled", "real"), ("all", "real"),
+        ("real+inpaint", "real+copypaste")]
+    means = {arm["name"]: arm["dice_mean"] for arm in tree["arms"]}
+    for c in tree["comparisons"]:
+        assert c["dice_diff"] == pytest.approx(means[c["arm"]] - means[c["baseline"]])
+        assert len(c["per_draw"]) == 2 and sum(c["per_draw"]) / 2 == pytest.approx(c["dice_diff"])
+        assert c["p"] <= c["p_holm"] <= 1
+    assert set(tree["gates"]) == {"copypaste", "inpaint"}
+    for facts in tree["gates"].values():
+        assert facts["asked"] == 8 and facts["kept"] <= 8
+    assert tree["settings"]["segment"]["optim"]["name"] == "adamw" and tree["versions"]["torch"]
+    assert tree["seconds"] >= sum(arm["seconds"] for arm in tree["arms"]) - 1
+
+
+def test_one_generator_serves_every_label_draw(finished: Report) -> None:
+    assert len(list((finished.out / "cache").glob("painter-*"))) == 1
+    judged = {facts.folder for facts in finished.index.made}
+    assert len(judged) == 4
+
+
+def test_running_again_trains_nothing(finished: Report) -> None:
+    before = stamps(finished.out)
+    again = segtrain.compare(SETTINGS, pairs(), out=finished.out)
+    assert stamps(finished.out) == before and numbers(finished.out) == numbers(again.out)
+
+
+def test_a_lost_run_is_run_again_alone_and_scores_the_same(finished: Report, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished.out, out)
+    before, expected, report = stamps(out), scores(out), numbers(out)
+    lost = next(p for p in read_index(out).scores if "real+unlabelled" in p)
+    shutil.rmtree((out / lost).parent)
+    segtrain.compare(SETTINGS, pairs(), out=out)
+    after = stamps(out)
+    assert [path for path in after if after[path] != before[path]] == [lost]
+    assert scores(out) == expected and numbers(out) == report
+
+
+def test_lost_pairs_are_drawn_again_byte_for_byte(finished: Report, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished.out, out)
+    facts = next(f for f in read_index(out).made if f.kept)
+    shards = {p.name: p.read_bytes() for p in (out / facts.folder / "data").glob("*.parquet")}
+    shutil.rmtree(out / facts.folder)
+    segtrain.compare(SETTINGS, pairs(), out=out)
+    assert {p.name: p.read_bytes() for p in (out / facts.folder / "data").glob("*.parquet")} == shards
+
+
+def test_a_further_arm_reuses_what_is_there(tmp_path: Path) -> None:
+    small = {**SETTINGS, "draws": 1, "arms": ["real"]}
+    segtrain.compare(small, pairs(), out=tmp_path / "out")
+    before = stamps(tmp_path / "out")
+    report = segtrain.compare({**small, "arms": ["real", "real+unlabelled"]}, pairs(), out=tmp_path / "out")
+    after = stamps(tmp_path / "out")
+    assert len(after) == 2 and before.items() <= after.items()
+    assert len(report.comparisons) == 1
+
+
+def test_the_report_is_made_again_from_the_scores_alone(finished: Report, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished.out, out, ignore=shutil.ignore_patterns("model", "checkpoint.pt", "data"))
+    expected = [(out / name).read_bytes() for name in ("report.json", "report.html")]
+    for name in ("report.json", "report.html"):
+        (out / name).unlink()
+    write_report(out)
+    assert [(out / name).read_bytes() for name in ("report.json", "report.html")] == expected
+
+
+def test_other_data_do_not_go_into_the_same_folder(finished: Report) -> None:
+    with pytest.raises(UserError, match="another compare run"):
+        segtrain.compare(SETTINGS, make_phantom(18, size=32, n_groups=6, seed=5), out=finished.out)
+
+
+def test_a_leak_stops_before_anything_is_written(tmp_path: Path) -> None:
+    everything = pairs()
+    with pytest.raises(UserError, match="patient_0.*also in the test set"):
+        segtrain.compare(SETTINGS, everything.select(range(12)), test=everything.select(range(12, 18)),
+                         out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def run(arm: str, dice: list[float], *, draw: int = 0, images_seen: int = 12) -> RunResult:
+    """Returns one run whose cases, each its own group, scored `dice`."""
+    cases = tuple(CaseScores(f"c{i}", f"g{i}", (d,), (d,), (1.0,), tp=(1,), fp=(1,), fn=(1,)) for i, d in enumerate(dice))
+    return RunResult(arm, draw, 0, "", 3, images_seen, 0, 1.0, 4, 0, 0, cases)
+
+
+def test_unequal_budgets_are_an_error() -> None:
+    check_budgets([run("a", [0.5]), run("b", [0.7])])
+    with pytest.raises(RuntimeError, match="unequal budgets.*b .draw 0"):
+        check_budgets([run("a", [0.5]), run("b", [0.7], images_seen=13)])
+
+
+def test_differences_are_arm_minus_baseline_and_averaged_over_runs_first() -> None:
+    base, step = [0.1 * i for i in range(9)], [0.04, 0.05, 0.06] * 3
+    runs = {"real": [run("real", base), run("real", base, draw=1)],
+            "better": [run("better", [b + s for b, s in zip(base, step, strict=True)]),
+                       run("better", [b + 3 * s for b, s in zip(base, step, strict=True)], draw=1)]}
+    judging = Judging(seed=0, resamples=999)
+    up, = compare_arms(runs, [("better", "real")], judging)
+    assert up.dice_diff == pytest.approx(0.10) and up.per_draw == pytest.approx((0.05, 0.15))
+    assert up.verdict == "helps" and up.ci[0] > 0.08 and up.ci[1] < 0.12
+    down, = compare_arms(runs, [("real", "better")], judging)
+    assert down.verdict == "hurts" and down.dice_diff == pytest.approx(-0.10)
+    same, = compare_arms(runs, [("real", "real")], judging)
+    assert same.verdict == "cannot tell" and same.ci == (0.0, 0.0) and same.p == 1.0
+
+
+def test_an_undefined_distance_is_left_out_and_counted() -> None:
+    case = CaseScores("c0", "g0", (1.0,), (1.0,), (None,), (0,), (0,), (0,))
+    first = dataclasses.replace(run("a", [0.5, 0.5]), cases=(case, run("a", [0.5, 0.5]).cases[1]))
+    summary = summarise_arm([first], classes=["object"], judging=Judging(0, 99))
+    assert (summary.hd95_mean, summary.hd95_undefined, summary.both_empty, summary.one_empty) == (1.0, 0.5, 0.5, 0.0)
+
+
+def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
+    result = run("real", [0.1, 0.25])
+    write_result(result, tmp_path / "scores.json")
+    assert read_result(tmp_path / "scores.json") == result
+
+
+@pytest.mark.parametrize(("names", "baseline", "has_unlabelled", "match"), [
+    (["real", "magic"], "real", 1, "no such arm"), (["real", "real"], "real", 1, "named twice"),
+    (["real+inpaint"], "real", 1, "not among the arms"), (["real", "all"], "real", 0, "needs unlabelled images")])
+def test_impossible_arms_are_refused(names: list[str], baseline: str, has_unlabelled: int, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        choose_arms(names, baseline=baseline, has_unlabelled=bool(has_unlabelled))
+
+
+def test_parts_are_read_from_files_and_overridden(tmp_path: Path) -> None:
+    (tmp_path / "seg.yaml").write_text("size: 128\nbatch_size: 5\nloop: {steps: 7}\n")
+    (tmp_path / "compare.yaml").write_text("segment: {config: seg.yaml}\n")
+    settings = load_settings(tmp_path / "compare.yaml", ["segment.loop.steps=9"])
+    assert settings.segment["batch_size"] == 5 and settings.segment["loop"]["steps"] == 9
+    assert "size" not in settings.segment and settings.inpaint["kind"] == "inpaint"
+
+
+@pytest.mark.parametrize(("override", "match"), [
+    ("segment.size=64", "the comparison decides"), ("segment.stepz=1", "no such setting"), ("drawz=1", "draws"),
+    ("segment=nowhere.yaml", "no such file")])
+def test_wrong_settings_are_named(override: str, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        load_settings(None, [override])
+
+
+@pytest.mark.parametrize("name", ["compare.yaml", "tiny/compare.yaml"])
+def test_shipped_settings_hold(name: str) -> None:
+    settings = load_settings(Path(__file__).parents[2] / "configs" / name)
+    assert isinstance(settings, CompareSettings) and settings.arms == tuple(ARMS)

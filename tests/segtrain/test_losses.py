@@ -1,0 +1,84 @@
+"""Losses against closed forms; pixels that do not count have no gradient at all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from segtrain.losses import EPS, consistency_ce, masked_ce, soft_dice_loss, supervised
+from segtrain.targets import Target, argmax, soft
+from synth.core.checks import IGNORE, UserError
+
+
+def random_logits(seed: int = 0) -> torch.Tensor:
+    """Returns logits (2, 3, 4, 4) that want a gradient."""
+    return torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def hard_target(valid: torch.Tensor, seed: int = 1) -> Target:
+    """Returns hard pseudo-labels for 3 classes at `valid` (2, 4, 4)."""
+    return replace(argmax(soft(random_logits(seed))), valid=valid)
+
+
+def test_ignored_pixels_have_exactly_no_gradient() -> None:
+    logits, labels = random_logits(), torch.ones(2, 4, 4, dtype=torch.long)
+    labels[0, :2] = IGNORE
+    supervised(logits, labels).backward()
+    assert (logits.grad[0, :, :2] == 0).all()
+    assert (logits.grad[0, :, 2:] != 0).all()
+
+
+@pytest.mark.parametrize("norm", ["all", "valid"])
+def test_invalid_pixels_have_exactly_no_gradient_and_are_not_background(norm: str) -> None:
+    valid = torch.ones(2, 4, 4, dtype=torch.bool)
+    valid[1, 0] = False
+    logits, target = random_logits(), hard_target(valid)
+    consistency_ce(logits, target, norm=norm).backward()
+    assert (logits.grad[1, :, 0] == 0).all()
+    assert (logits.grad[0] != 0).all()
+    relabelled = replace(target, hard=torch.where(valid, target.hard, (target.hard + 1) % 3))
+    assert torch.equal(consistency_ce(logits, relabelled, norm=norm), consistency_ce(logits, target, norm=norm))
+
+
+def test_the_two_normalisations_differ_by_the_share_of_valid_pixels() -> None:
+    valid = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(2)) < 0.4
+    logits, target = random_logits(), hard_target(valid)
+    ratio = consistency_ce(logits, target, norm="all") / consistency_ce(logits, target, norm="valid")
+    assert float(ratio.detach()) == pytest.approx(float(valid.float().mean()))
+
+
+def test_weights_scale_the_consistency_loss() -> None:
+    logits, target = random_logits(), hard_target(torch.ones(2, 4, 4, dtype=torch.bool))
+    half = replace(target, weight=target.weight / 2)
+    assert torch.allclose(consistency_ce(logits, half, norm="all") * 2, consistency_ce(logits, target, norm="all"))
+
+
+def test_nothing_to_count_gives_zero_not_nan() -> None:
+    logits = random_logits()
+    none = torch.full((2, 4, 4), IGNORE)
+    loss = supervised(logits, none) + consistency_ce(logits, hard_target(none == 0), norm="valid")
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
+    assert (logits.grad == 0).all()
+
+
+def test_closed_forms_at_even_odds() -> None:
+    logits, labels = torch.zeros(1, 2, 2, 2), torch.tensor([[[0, 1], [1, 1]]])
+    assert float(masked_ce(logits, labels)) == pytest.approx(math.log(2))
+    # p = 1/2 everywhere: overlap n_k/2, squares 4/4 + n_k.
+    expected = 1 - sum((2 * n / 2 + EPS) / (1 + n + EPS) for n in (1, 3)) / 2
+    assert float(soft_dice_loss(logits, labels)) == pytest.approx(expected)
+
+
+def test_a_certain_right_answer_costs_nothing() -> None:
+    labels = torch.randint(0, 3, (1, 4, 4), generator=torch.Generator().manual_seed(3))
+    logits = 100 * torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).float()
+    assert float(supervised(logits, labels)) == pytest.approx(0, abs=1e-6)
+
+
+def test_cross_entropy_needs_hard_labels() -> None:
+    with pytest.raises(UserError, match="argmax"):
+        consistency_ce(random_logits(), soft(random_logits()), norm="all")

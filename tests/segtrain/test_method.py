@@ -1,0 +1,167 @@
+"""Methods as data, the recipe's step, and the teacher's average against its closed form."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from phantom import make_phantom
+from torch import nn
+
+from segtrain.data import Streams
+from segtrain.method import METHODS, Method, Schedule, load_method, method_text
+from segtrain.recipe import PATIENCE, SegmentRecipe
+from segtrain.settings import ModelSettings, SegmentSettings
+from segtrain.topology import EmaTeacher, Single
+from synth.core.checks import UserError
+from synth.core.config import load_config
+from synth.core.loop import LoopSettings
+
+SETTINGS = SegmentSettings(size=32, batch_size=4, unlabelled_batch_size=4, loop=LoopSettings(steps=6),
+                           model=ModelSettings(name="tiny", channels=(8, 16)))
+PAIRS = make_phantom(6, size=32, n_groups=3)
+
+
+def run(method: Method, n_steps: int = 3, *, unlabelled: bool = True) -> tuple[SegmentRecipe, list[dict]]:
+    """Returns the recipe after some steps on the phantom, and what each step logged."""
+    recipe = SegmentRecipe(SETTINGS, method, info=PAIRS.info, has_synthetic=False)
+    streams = Streams.read(SETTINGS, PAIRS, unlabelled=PAIRS if unlabelled else None)
+    logs = [recipe.step(streams.batches(i, 0, 1), i / SETTINGS.loop.steps) for i in range(n_steps)]
+    return recipe, logs
+
+
+def changed(name: str, **changes: object) -> Method:
+    """Returns the packaged method `name` with some fields replaced."""
+    return load_method(load_config(Method, {**load_method(name).model_dump(mode="json"), **changes}))
+
+
+def weights(recipe: SegmentRecipe) -> list[torch.Tensor]:
+    """Returns the student's parameters."""
+    return list(recipe.nets["student"].parameters())
+
+
+def test_lambda_zero_is_supervised_bit_for_bit() -> None:
+    supervised, _ = run(load_method("supervised"), unlabelled=False)
+    off, logs = run(changed("fixmatch_ema", lambda_u={"max": 0.0}))
+    on, _ = run(changed("fixmatch_ema", lambda_u={"max": 1.0}))
+    assert all(torch.equal(a, b) for a, b in zip(weights(supervised), weights(off), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights(supervised), weights(on), strict=True))
+    assert "loss_unlabelled" not in logs[0]
+
+
+def test_a_vanishing_lambda_approaches_supervised_through_the_joint_forward() -> None:
+    sgd = SETTINGS.model_copy(update={"optim": SETTINGS.optim.model_copy(update={"name": "sgd"})})
+    found = []
+    for method, pile in ((load_method("supervised"), None), (changed("fixmatch_ema", lambda_u={"max": 1e-12}), PAIRS)):
+        recipe = SegmentRecipe(sgd, method, info=PAIRS.info, has_synthetic=False)
+        recipe.step(Streams.read(sgd, PAIRS, unlabelled=pile).batches(0, 0, 1), 0.0)
+        found.append(weights(recipe))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
+def test_fixmatch_logs_the_share_it_kept_and_predicts_with_its_teacher() -> None:
+    recipe, logs = run(load_method("fixmatch_ema"))
+    assert all(0 <= float(line["kept"]) <= 1 and float(line["loss_unlabelled"]) >= 0 for line in logs)
+    assert recipe.predictor() is recipe.averages["teacher"].net
+
+
+def test_the_teacher_sees_unmixed_images_and_gets_no_gradient() -> None:
+    recipe, _ = run(load_method("fixmatch_ema"), 1)
+    assert all(p.grad is None and not p.requires_grad for p in recipe.averages["teacher"].net.parameters())
+
+
+def test_the_teacher_is_the_closed_form_average_buffers_included() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    topology = EmaTeacher(decay=0.6)(net)
+    expected = net[0].weight.detach().clone()
+    rng = torch.Generator().manual_seed(0)
+    for step in range(1, 6):
+        with torch.no_grad():
+            net[0].weight.add_(torch.randn(net[0].weight.shape, generator=rng))
+        net.train()(torch.randn(2, 1, 4, 4, generator=rng))
+        topology.after_step()
+        decay = min(0.6, 1 - 1 / (step + 1))
+        expected = decay * expected + (1 - decay) * net[0].weight.detach()
+    teacher = topology.predictor("teacher")
+    assert torch.allclose(teacher[0].weight, expected, atol=1e-6)
+    assert torch.equal(teacher[1].running_mean, net[1].running_mean) and int(teacher[1].num_batches_tracked) == 5
+    before = teacher[1].running_mean.clone()
+    x = torch.randn(2, 1, 4, 4, generator=rng)
+    assert torch.equal(topology.teacher(x), topology.teacher(x))
+    assert torch.equal(teacher[1].running_mean, before)
+
+
+def test_a_single_network_labels_in_evaluation_mode_and_goes_on_training() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).train()
+    topology = Single()(net)
+    assert not topology.teacher(torch.rand(2, 1, 4, 4)).requires_grad
+    assert net.training and int(net[1].num_batches_tracked) == 0
+    with pytest.raises(UserError, match="student only"):
+        topology.predictor("teacher")
+
+
+@pytest.mark.parametrize(("unit", "length"), [("fraction", 0.5), ("steps", 50)])
+def test_the_ramp_follows_its_formula_in_its_unit(unit: str, length: float) -> None:
+    ramp = Schedule(kind="exp", max=2.0, length=length, unit=unit)
+    for progress, t in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.9, 1.0)):
+        expected = 2 * torch.tensor(-5 * (1 - t) ** 2, dtype=torch.float64).exp()
+        assert ramp.at(progress, 100) == pytest.approx(float(expected))
+
+
+def test_a_ramp_without_a_unit_is_refused() -> None:
+    with pytest.raises(UserError, match="unit"):
+        changed("fixmatch_ema", lambda_u={"kind": "exp", "max": 1.0, "length": 40})
+
+
+def view(**changes: object) -> dict:
+    """Returns a view as YAML would give it."""
+    return {"perturb": ["strong"], "target": ["argmax"], "loss": "ce", **changes}
+
+
+@pytest.mark.parametrize(("bad", "match"), [
+    ({"views": [view(target=["argmaxx"])]}, "target: argmaxx.*did you mean argmax"),
+    ({"views": [view(perturb=[{"cutmix": {"are_low": 0.1}}])]}, "area_low"),
+    ({"views": [view(loss={"ce": {"norm": "some"}})]}, "loss ce"),
+    ({"topology": {"ema_teacher": {"decay": 2}}}, "decay"),
+    ({"topologie": "single"}, "topology"),
+])
+def test_mistakes_in_a_method_are_named(tmp_path: Path, bad: dict, match: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump({"name": "bad", **bad}))
+    with pytest.raises(UserError, match=match):
+        load_method(path)
+
+
+def test_an_unknown_method_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match="fixmatch_ema, supervised"):
+        load_method("fixmach")
+
+
+def test_a_threshold_that_these_classes_cannot_miss_is_refused_before_training() -> None:
+    method = changed("fixmatch_ema", views=[view(target=["argmax", {"confidence": {"tau": 0.5}}])])
+    with pytest.raises(UserError, match="nothing would be filtered"):
+        SegmentRecipe(SETTINGS, method, info=PAIRS.info, has_synthetic=False)
+
+
+@pytest.mark.parametrize("path", sorted(METHODS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_packaged_method_survives_there_and_back_and_trains(path: Path, tmp_path: Path) -> None:
+    method = load_method(path)
+    assert method.name == path.stem and method.citation
+    (tmp_path / "again.yaml").write_text(method_text(method))
+    assert load_method(tmp_path / "again.yaml") == method
+    recipe, logs = run(method, 2, unlabelled=bool(method.views))
+    assert all(torch.isfinite(value).all() for line in logs for value in line.values())
+    assert all(torch.isfinite(p).all() for p in recipe.predictor().parameters())
+
+
+def test_an_inert_filter_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = SegmentRecipe(SETTINGS, load_method("fixmatch_ema"), info=PAIRS.info, has_synthetic=False)
+    batch = Streams.read(SETTINGS, PAIRS, unlabelled=PAIRS).batches(0, 0, 1)
+    recipe.n_inert = PATIENCE - 1
+    with caplog.at_level(logging.WARNING):
+        recipe.step(batch, 0.0)  # an untrained teacher is sure of nothing
+        recipe.step(batch, 0.0)
+    assert caplog.text.count("it decides nothing") == 1

@@ -1,0 +1,319 @@
+"""Bad input: one error that names the file, the rule and the repair."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from phantom import make_phantom
+from PIL import Image
+
+from synth.core.checks import UserError
+from synth.core.pairs import PairSet
+from synth.formats import encode_png, load_images, load_pairs, parse_mask_map, write_folder, write_imagefolder
+from synth.formats.decode import MAX_PIXELS
+
+NAME = "phantom_0002"
+
+
+@pytest.fixture
+def root(tmp_path: Path, phantom_pairs: PairSet) -> Path:
+    """Returns a good folder, for tests to spoil."""
+    write_folder(phantom_pairs, tmp_path / "set")
+    return tmp_path / "set"
+
+
+def image_path(root: Path) -> Path:
+    return root / "images" / f"{NAME}.png"
+
+
+def mask_path(root: Path) -> Path:
+    return root / "masks" / f"{NAME}.png"
+
+
+def refuses(root: Path, *texts: str, images_too: bool = False) -> None:
+    loaders = (load_pairs, load_images) if images_too else (load_pairs,)
+    for load in loaders:
+        with pytest.raises(UserError) as caught:
+            load(root)
+        message = str(caught.value)
+        for text in (*texts, "Repair: "):
+            assert text in message, message
+        assert "\n" not in message
+
+
+def save(path: Path, mode: str, **options: object) -> None:
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    noise.convert(mode).save(path, **options)
+
+
+def test_the_folder_is_good_before_it_is_spoilt(root: Path, phantom_pairs: PairSet) -> None:
+    assert load_pairs(root).arrays(32).fingerprint() == phantom_pairs.arrays(32).fingerprint()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "CMYK"])
+def test_images_of_other_kinds(root: Path, mode: str) -> None:
+    if mode == "CMYK":
+        image_path(root).unlink()
+        save(root / "images" / f"{NAME}.jpg", mode)
+    else:
+        save(image_path(root), mode)
+    refuses(root, NAME, {"P": "palette", "1": "one bit", "CMYK": "CMYK"}.get(mode, "alpha channel"), images_too=True)
+
+
+def test_zero_byte_file(root: Path) -> None:
+    image_path(root).write_bytes(b"")
+    refuses(root, NAME, "0 bytes", images_too=True)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_truncated_file(root: Path, suffix: str, share: float) -> None:
+    image_path(root).unlink()
+    path = root / "images" / f"{NAME}{suffix}"
+    save(path, "L")
+    data = path.read_bytes()
+    path.write_bytes(data[:int(len(data) * share)])
+    refuses(root, path.name, "decode", images_too=True)
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read", "ignore:Corrupt EXIF")
+def test_damaged_bytes_never_escape_as_another_error(root: Path) -> None:
+    rng = np.random.default_rng(1)
+    for suffix in (".png", ".tif", ".jpg", ".bmp"):
+        image_path(root).unlink(missing_ok=True)
+        path = root / "images" / f"{NAME}{suffix}"
+        save(path, "L")
+        good = np.frombuffer(path.read_bytes(), np.uint8)
+        for _ in range(25):
+            bad = good.copy()
+            bad[rng.integers(0, min(len(bad), 200), 6)] = rng.integers(0, 256, 6)
+            path.write_bytes(bad.tobytes())
+            try:
+                load_images(root)
+            except UserError as error:
+                assert path.name in str(error)
+        path.unlink()
+
+
+def test_not_an_image(root: Path) -> None:
+    image_path(root).write_text("this is text")
+    refuses(root, NAME, "does not decode", images_too=True)
+
+
+def test_an_unknown_kind_of_file(root: Path) -> None:
+    (root / "images" / "scan.webp").write_bytes(b"RIFF")
+    refuses(root, "scan.webp", ".png", images_too=True)
+
+
+def test_decompression_bomb(root: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    for side in (9000, 60000):
+        header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+        image_path(root).write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+                                     + chunk(b"IEND", b""))
+        refuses(root, NAME, str(MAX_PIXELS), images_too=True)
+
+
+def test_bits_that_would_be_lost_or_scaled(root: Path) -> None:
+    def png(bits: int, colour: int, row: bytes) -> bytes:
+        parts = [(b"IHDR", struct.pack(">IIBBBBB", 32, 32, bits, colour, 0, 0, 0)),
+                 (b"IDAT", zlib.compress((b"\0" + row) * 32)), (b"IEND", b"")]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+
+    image_path(root).write_bytes(png(16, 2, bytes(32 * 6)))
+    refuses(root, NAME, "16 bits per channel", images_too=True)
+    image_path(root).write_bytes(encode_png(np.zeros((32, 32), np.uint8)))
+    mask_path(root).write_bytes(png(2, 0, bytes(8)))
+    refuses(root, NAME, "2 bits per pixel")
+
+
+def test_several_pages(root: Path) -> None:
+    image_path(root).unlink()
+    page = Image.fromarray(np.zeros((32, 32), np.uint8))
+    page.save(root / "images" / f"{NAME}.tif", save_all=True, append_images=[page, page])
+    refuses(root, NAME, "3 pages", images_too=True)
+
+
+def test_an_exif_turn(root: Path) -> None:
+    image_path(root).unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(root / "images" / f"{NAME}.jpg", "L", exif=exif)
+    refuses(root, NAME, "EXIF", images_too=True)
+
+
+def test_too_small(root: Path) -> None:
+    image_path(root).write_bytes(encode_png(np.zeros((4, 32), np.uint8)))
+    refuses(root, NAME, "8 px", images_too=True)
+
+
+def test_missing_mask(root: Path) -> None:
+    mask_path(root).unlink()
+    refuses(root, f"{NAME}.png", "missing")
+    save(mask_path(root).with_suffix(".jpg"), "L")
+    refuses(root, f"found {NAME}.jpg", "JPEG")
+
+
+def test_no_masks_at_all(root: Path) -> None:
+    (root / "masks").rename(root / "labels")
+    refuses(root, "masks")
+
+
+def test_mask_of_another_size(root: Path) -> None:
+    mask_path(root).write_bytes(encode_png(np.zeros((32, 31), np.uint8)))
+    refuses(root, NAME, "32x32", "32x31")
+
+
+def test_mask_values_outside_the_classes(root: Path) -> None:
+    mask = np.zeros((32, 32), np.uint8)
+    mask[4:9, 4:9] = 7
+    mask_path(root).write_bytes(encode_png(mask))
+    refuses(root, NAME, "[7]", "0..1")
+
+
+def test_0_and_255_are_explained(root: Path) -> None:
+    mask = np.zeros((32, 32), np.uint8)
+    mask[4:9, 4:9] = 255
+    for depth in ("L", "1"):
+        Image.fromarray(mask).convert(depth).save(mask_path(root))
+        refuses(root, NAME, "mask_map='0:0,255:1'")
+    (root / "dataset.json").unlink()
+    refuses(root, NAME, "mask_map='0:0,255:1'")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_masks_with_several_channels(root: Path, mode: str) -> None:
+    save(mask_path(root), mode)
+    refuses(root, NAME, "one channel")
+
+
+def test_16_bit_mask(root: Path) -> None:
+    mask = np.zeros((32, 32), np.uint16)
+    mask[3] = 1
+    mask_path(root).write_bytes(encode_png(mask))
+    np.testing.assert_array_equal(load_pairs(root)[2].mask, mask)
+    mask[4] = 300
+    mask_path(root).write_bytes(encode_png(mask))
+    refuses(root, NAME, "300")
+
+
+def test_grey_levels_are_not_classes(root: Path) -> None:
+    (root / "dataset.json").unlink()
+    mask = np.zeros((32, 32), np.uint8)
+    mask[3], mask[5] = 128, 254
+    mask_path(root).write_bytes(encode_png(mask))
+    refuses(root, "254", "dataset.json")
+
+
+def test_values_outside_the_mask_map(root: Path) -> None:
+    with pytest.raises(UserError, match=r"values \[1\] are not in mask_map '0:0,255:1'"):
+        load_pairs(root, mask_map="0:0,255:1")
+
+
+@pytest.mark.parametrize("text", ["", "0", "0:0,", "a:b", "0:0,0:1", "0:300", "0:0:0", 3])
+def test_mask_maps_that_are_none(text: str | int) -> None:
+    with pytest.raises(UserError, match="value:class pairs"):
+        parse_mask_map(text)
+
+
+def test_two_files_of_one_name(root: Path) -> None:
+    save(root / "images" / f"{NAME}.jpg", "L")
+    refuses(root, NAME, "share this name", images_too=True)
+
+
+def test_grey_and_rgb_mixed(root: Path) -> None:
+    (root / "dataset.json").unlink()
+    save(image_path(root), "RGB")
+    refuses(root, f"{NAME}.png: it is RGB, but 11 of the 12 images are grey", "channels=", images_too=True)
+    assert load_pairs(root, channels=1).info.channels == 1
+
+
+def test_bit_depths_mixed(root: Path) -> None:
+    image_path(root).write_bytes(encode_png(np.zeros((32, 32), np.uint16)))
+    refuses(root, f"{NAME}.png: it is 16 bit, but dataset.json says 8 bit", images_too=True)
+
+
+def test_32_bit_that_does_not_fit(root: Path) -> None:
+    image_path(root).unlink()
+    for value in (70000, -1):
+        Image.fromarray(np.full((32, 32), value, np.int32)).save(root / "images" / f"{NAME}.tif")
+        refuses(root, NAME, "16 bit", images_too=True)
+
+
+@pytest.mark.parametrize("classes", ["declared", "inferred"])
+def test_no_foreground_anywhere(root: Path, classes: str) -> None:
+    for i, path in enumerate(sorted((root / "masks").iterdir())):
+        path.write_bytes(encode_png(np.full((32, 32), 255 if i == 0 else 0, np.uint8)))
+    if classes == "inferred":
+        (root / "dataset.json").unlink()
+    refuses(root, "no foreground anywhere", "12 masks")
+
+
+def test_one_image_only_loads(tmp_path: Path) -> None:
+    write_folder(make_phantom(1, size=16), tmp_path / "one")
+    assert len(load_pairs(tmp_path / "one")) == 1
+
+
+def test_no_images_at_all(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    refuses(tmp_path, "no images found", images_too=True)
+    refuses(tmp_path / "nowhere", "no such folder", images_too=True)
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda rows: [*rows, "stranger,patient_00"], "stranger"),
+    (lambda rows: [r for r in rows if not r.startswith(NAME)], NAME),
+    (lambda rows: [*rows, f"{NAME},patient_01"], "share this name"),
+    (lambda rows: [r if not r.startswith(NAME) else f"{NAME}," for r in rows], "its group is empty"),
+    (lambda rows: ["file;patient", *rows[1:]], "name,group")])
+def test_groups_that_disagree(root: Path, spoil: object, says: str) -> None:
+    rows = (root / "groups.csv").read_text().splitlines()
+    (root / "groups.csv").write_text("\n".join(spoil(rows)) + "\n")
+    refuses(root, "groups.csv", says, images_too=True)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("ignore_index", 0), ("version", 2), ("channels", 2), ("bit_depth", 12), ("intensity_range", [5, 5]),
+    ("classes", []), ("classes", ["a", "a"])])
+def test_dataset_json_that_cannot_be_honoured(root: Path, key: str, value: object) -> None:
+    told = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**told, key: value}))
+    refuses(root, "dataset.json", key, images_too=True)
+
+
+def test_dataset_json_that_is_not_json(root: Path) -> None:
+    (root / "dataset.json").write_text("{classes: [")
+    refuses(root, "dataset.json", "not JSON", images_too=True)
+
+
+@pytest.mark.parametrize("line, says", [
+    ("{", "not JSON"), ("3", "JSON object"), ('{"id": "a"}', "file_name"), ('{"file_name": "/etc/passwd"}', "inside"),
+    ('{"file_name": "../a.png"}', "inside"), ('{"file_name": "images/gone.png"}', "missing")])
+def test_metadata_lines(tmp_path: Path, phantom_pairs: PairSet, line: str, says: str) -> None:
+    write_imagefolder(phantom_pairs, tmp_path / "set")
+    path = tmp_path / "set" / "metadata.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    refuses(tmp_path / "set", says, images_too=True)
+
+
+def test_a_damaged_shard(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 and nothing more")
+    refuses(tmp_path, "train-00000-of-00001.parquet", "parquet", images_too=True)
+
+
+def test_channels_and_split_that_do_not_exist(root: Path) -> None:
+    with pytest.raises(UserError, match="channels=2"):
+        load_pairs(root, channels=2)
+    with pytest.raises(UserError, match="split=test"):
+        load_images(root, split="test")
