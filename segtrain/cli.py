@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from synth.core.shell import is_main, refuse, required, run, say, take
+
 if TYPE_CHECKING:
     from segtrain.report import Report
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Train segmenters from few labels, synthetic pairs and unlabelled images, and compare them.")
 
 CONFIG = typer.Argument(..., help="YAML file of settings, e.g. configs/tiny/segment.yaml")
@@ -20,73 +20,58 @@ OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="settings that r
 DRY_RUN = typer.Option(False, "--dry-run", help="print the resolved settings and stop")
 
 
-def _take(overrides: list[str] | None, key: str) -> tuple[str | None, list[str]]:
-    """Returns the value of the last `key=...`, None if there is none, and the other overrides."""
-    mine = [o for o in overrides or [] if o.startswith(f"{key}=")]
-    rest = [o for o in overrides or [] if not o.startswith(f"{key}=")]
-    return (mine[-1].partition("=")[2] if mine else None), rest
-
-
-def _required(value: str | None, key: str, example: str) -> str:
-    from synth.core.checks import UserError
-
-    if not value:
-        raise UserError(f"{key}=", rule="it was not given", repair=f"add {key}={example}")
-    return value
-
-
 @app.command()
 def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
     """Train a segmenter: segtrain fit CONFIG data.labelled=DIR [data.unlabelled=DIR] [data.synthetic=DIR] out=DIR."""
-    from segtrain.train import fit as run
+    from segtrain.train import fit as run_fit
     from segtrain.train import make_plan
     from synth.core.config import to_yaml
     from synth.formats import load_images, load_pairs
 
-    out, rest = _take(overrides, "out")
+    out, rest = take(overrides, "out")
     plan = make_plan(config, rest)
     if dry_run:
         typer.echo(f"{to_yaml(plan.settings)}# method\n{to_yaml(plan.method)}", nl=False)
         return
     data = plan.settings.data
-    out = _required(out, "out", "runs/segment")
-    folder = _required(data.labelled, "data.labelled", "data/labelled")
+    out = required(out, "out", "runs/segment")
+    folder = required(data.labelled, "data.labelled", "data/labelled")
     labelled = load_pairs(folder, mask_map=data.mask_map, channels=data.channels)
     like, channels = labelled.info, labelled.info.channels
-    segmenter = run(plan.settings, labelled, out=out, held_out=data.held_out,
+    segmenter = run_fit(plan.settings, labelled, out=out, held_out=data.held_out,
                     synthetic=load_pairs(data.synthetic, channels=channels, like=like) if data.synthetic else None,
                     unlabelled=load_images(data.unlabelled, channels=channels, like=like) if data.unlabelled else None)
-    _say(f"{out}: {segmenter.result.counts} in {segmenter.result.seconds:.0f} s, model {segmenter.content_hash()}")
+    say(f"{out}: {segmenter.result.counts} in {segmenter.result.seconds:.0f} s, model {segmenter.content_hash()}")
 
 
 @app.command()
 def predict(model: Path = typer.Argument(..., help="out folder of segtrain fit"),
             overrides: list[str] = typer.Argument(None, metavar="images=DIR out=DIR"), dry_run: bool = DRY_RUN) -> None:
     """Write a mask for every image of a folder: segtrain predict MODEL images=DIR out=DIR."""
-    from segtrain.segmenter import predict as run
+    from segtrain.segmenter import predict as run_predict
 
-    images, rest = _take(overrides, "images")
-    out, rest = _take(rest, "out")
-    images, out = _required(images, "images", "data/unlabelled"), _required(out, "out", "masks")
-    _refuse(rest, "images= and out=")
+    images, rest = take(overrides, "images")
+    out, rest = take(rest, "out")
+    images, out = required(images, "images", "data/unlabelled"), required(out, "out", "masks")
+    refuse(rest, "images= and out=")
     if dry_run:
         typer.echo(f"model: {model}\nimages: {images}\nout: {out}")
         return
-    _say(f"{out}: {len(run(model, images, out=out))} masks")
+    say(f"{out}: {len(run_predict(model, images, out=out))} masks")
 
 
 @app.command()
 def compare(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
     """Compare arms over label draws and seeds: segtrain compare CONFIG data.root=DIR out=DIR."""
-    from segtrain.compare import compare as run
+    from segtrain.compare import compare as run_compare
     from segtrain.compare import load_settings
     from synth.core.config import to_yaml
 
-    out, rest = _take(overrides, "out")
+    out, rest = take(overrides, "out")
     if dry_run:
         typer.echo(to_yaml(load_settings(config, tuple(rest))), nl=False)
         return
-    _show(run(config, out=_required(out, "out", "runs/compare"), overrides=rest))
+    _show(run_compare(config, out=required(out, "out", "runs/compare"), overrides=rest))
 
 
 @app.command()
@@ -100,38 +85,15 @@ def report(out: Path = typer.Argument(..., help="out folder of segtrain compare"
 def _show(found: Report) -> None:
     from rich.console import Console
 
-    if _is_main():
+    if is_main():
         Console().print(found.table())
     for line in (*found.sentences, str(found.out / "report.html")):
-        _say(line)
-
-
-def _refuse(overrides: list[str], known: str) -> None:
-    from synth.core.checks import UserError
-
-    if overrides:
-        raise UserError(overrides[0], rule="no such setting here", repair=f"take {known}")
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _say(text: str) -> None:
-    if _is_main():
-        typer.echo(text)
+        say(line)
 
 
 def main() -> None:
-    """Runs the command; a user's mistake is one line on stderr and exit code 2."""
-    from synth.core.checks import UserError
-
-    try:
-        app()
-    except UserError as error:
-        if _is_main():
-            sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from None
+    """Runs the command line."""
+    run(app)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,17 @@ TILE_PX = 192
 
 @dataclass(frozen=True)
 class Bar:
-    """One line of an interval plot: a value, its interval (None if there is none), and single points beside it."""
+    """One line of an interval plot: a value, its interval (None if there is none), single points beside it.
+
+    Attributes:
+        colour: #rrggbb.
+    """
 
     name: str
     value: float
     interval: tuple[float, float] | None
     points: tuple[float, ...] = ()
+    colour: str = PALETTE[0]
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,14 @@ def interval_plot(scores: Sequence[Bar], differences: Sequence[Bar]) -> str:
 
 def _bars(axis, bars: Sequence[Bar]) -> None:  # noqa: ANN001 - matplotlib is imported only where it draws
     for y, bar in enumerate(bars):
-        colour = PALETTE[y % len(PALETTE)]
-        axis.scatter(bar.points, [y] * len(bar.points), s=14, color=colour, alpha=0.4, linewidths=0, zorder=2)
+        colour = bar.colour
+        axis.scatter(bar.points, [y + 0.22] * len(bar.points), s=46, marker="|", color=colour, alpha=0.8, zorder=2)
         if bar.interval:
             axis.plot(bar.interval, [y, y], color=colour, linewidth=2.5, solid_capstyle="butt", zorder=3)
         axis.scatter([bar.value], [y], s=42, color=colour, edgecolors="white", linewidths=1, zorder=4)
     axis.set_yticks(range(len(bars)), [bar.name for bar in bars])
     axis.set_ylim(len(bars) - 0.5, -0.5)
+    axis.locator_params(axis="x", nbins=6)
     axis.grid(axis="x", color="#dddddd", linewidth=0.8)
 
 
@@ -72,7 +78,7 @@ def loss_plot(curves: Sequence[Curve]) -> str:
     if all(v > 0 for curve in curves for v in curve.values):
         axes[0].set_yscale("log")
     axes[0].set_xlabel("optimiser step")
-    axes[0].set_ylabel("training loss")
+    axes[0].set_ylabel("loss on labelled images")
     axes[0].grid(color="#dddddd", linewidth=0.8)
     axes[0].legend(frameon=False, fontsize=8, ncols=3)
     return _svg(figure)

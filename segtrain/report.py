@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import yaml
 from pydantic import TypeAdapter
 
-from segtrain.plots import Bar, Curve, interval_plot, loss_plot
+from segtrain.plots import PALETTE, Bar, Curve, interval_plot, loss_plot
 from segtrain.record import Index, MadeFacts, read_index
 from segtrain.summary import (
     ArmSummary,
@@ -108,14 +108,18 @@ def interval(ci: tuple[float, float] | None, *, sign: bool = False) -> str:
 def say(comparison: ComparisonSummary) -> str:
     """Returns the comparison in one sentence: helps, hurts, or cannot tell, and the numbers behind it."""
     c = comparison
-    what = {"helps": f"{c.arm} helps", "hurts": f"{c.arm} hurts"}.get(c.verdict, f"{c.arm}: cannot tell")
+    what = {"helps": " helps", "hurts": " hurts"}.get(c.verdict, ": cannot tell whether it helps")
+    return f"{c.arm}{what}. Dice {signed(c.dice_diff)} against {c.baseline} ({_evidence(c)})."
+
+
+def _evidence(c: ComparisonSummary) -> str:
     if c.ci is None:
-        why = f"no interval: {c.note}"
-    else:
-        where = "which holds 0" if c.verdict == "cannot tell" else "which leaves out 0"
-        why = f"95 % interval {interval(c.ci, sign=True)}, {where}; {c.n_cases} test cases of {c.n_groups} groups"
-        why += f"; {c.note}" if c.note else ""
-    return f"{what}. Dice {signed(c.dice_diff)} against {c.baseline} ({why})."
+        return f"no interval: {c.note}"
+    where = "which holds 0" if c.ci[0] <= 0 <= c.ci[1] else "which leaves out 0"
+    but = f", but p is {number(c.p)}" if c.verdict == "cannot tell" and c.ci[0] * c.ci[1] > 0 else ""
+    parts = (f"95 % interval {interval(c.ci, sign=True)}, {where}{but}",
+             f"{c.n_cases} test cases of {c.n_groups} groups", c.note)
+    return "; ".join(part for part in parts if part)
 
 
 def write_report(out: str | Path) -> Report:
@@ -161,7 +165,7 @@ def _curves(out: Path, results: Sequence[RunResult]) -> list[Curve]:
     for result in results:
         path = out / result.folder / "stats.jsonl"
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-        key = next((k for k in ("loss", "supervised") if lines and k in lines[0]), None)
+        key = next((k for k in ("loss_labelled", "loss") if lines and k in lines[0]), None)
         if key:
             curves.append(Curve(result.arm, tuple(x["step"] for x in lines), tuple(x[key] for x in lines)))
     return curves
@@ -172,10 +176,11 @@ def _data_uri(kind: str, data: bytes) -> str:
 
 
 def _bars(report: Report) -> tuple[list[Bar], list[Bar]]:
-    scores = [Bar(a.name, a.dice_mean, a.dice_ci, a.dice_per_draw) for a in report.arms]
+    colours = {arm.name: PALETTE[i % len(PALETTE)] for i, arm in enumerate(report.arms)}
+    scores = [Bar(a.name, a.dice_mean, a.dice_ci, a.dice_per_draw, colours[a.name]) for a in report.arms]
     several = len({c.baseline for c in report.comparisons}) > 1
-    differences = [Bar(f"{c.arm}\n{MINUS} {c.baseline}" if several else c.arm, c.dice_diff, c.ci, c.per_draw)
-                   for c in report.comparisons]
+    differences = [Bar(f"{c.arm}\n{MINUS} {c.baseline}" if several else c.arm, c.dice_diff, c.ci, c.per_draw,
+                       colours[c.arm]) for c in report.comparisons]
     return scores, differences
 
 

@@ -14,6 +14,8 @@ from segtrain.metrics import CaseScores
 from segtrain.statistics import Estimate, holm, mean_interval, sign_flip_p
 from synth.core.files import write_text
 
+ALPHA = 0.05
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -91,7 +93,7 @@ class ComparisonSummary:
     Attributes:
         dice_diff: mean paired difference. ci: its 95 % interval over groups. p: two-sided, sign flips of groups.
         p_holm: p adjusted for the number of comparisons. per_draw: difference within each label draw.
-        verdict: "helps", "hurts", or "cannot tell" when the interval holds 0 or there is none.
+        verdict: "helps" or "hurts" if the interval leaves out 0 and p < 0.05; else "cannot tell".
     """
 
     arm: str
@@ -179,8 +181,9 @@ def _per_class(runs: Sequence[RunResult], metric: str, classes: Sequence[str]) -
     return {name: float(v) for name, v in zip(classes, values.mean(0), strict=True)}
 
 
-def _verdict(ci: tuple[float, float] | None) -> str:
-    if ci is None or ci[0] <= 0 <= ci[1]:
+def _verdict(ci: tuple[float, float] | None, p: float) -> str:
+    # Both, because a bootstrap of a handful of groups is too sure of itself, and the exact test is not.
+    if ci is None or ci[0] <= 0 <= ci[1] or p >= ALPHA:
         return "cannot tell"
     return "helps" if ci[0] > 0 else "hurts"
 
@@ -196,7 +199,7 @@ def _compare_pair(arm: Sequence[RunResult], baseline: Sequence[RunResult], judgi
     dice, ci = estimates["dice"], _ci(estimates["dice"])
     return ComparisonSummary(arm[0].arm, baseline[0].arm, dice.mean, ci, p, p, estimates["nsd"].mean,
                              _ci(estimates["nsd"]), tuple(a - b for a, b in zip(ours, theirs, strict=True)),
-                             dice.n_cases, dice.n_groups, _verdict(ci), dice.note)
+                             dice.n_cases, dice.n_groups, _verdict(ci, p), dice.note)
 
 
 def compare_arms(runs: dict[str, list[RunResult]], pairs: Sequence[tuple[str, str]],

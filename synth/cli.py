@@ -1,4 +1,4 @@
-"""The command `synth`: fit | layouts | draw | audit | export | import | show. Heavy imports wait inside the commands."""
+"""The command `synth`: fit | layouts | draw | audit | export | import | show. Heavy imports wait in the commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from synth.draw import DrawSettings
     from synth.gates.gates import Predict
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Fit generators on a few annotated images and draw new, checked image-mask pairs from them.")
 
 CONFIG = typer.Argument(..., help="YAML file of settings, e.g. configs/tiny/inpaint.yaml")

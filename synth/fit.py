@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from synth.core.checks import UserError
 from synth.core.config import load_config
 from synth.core.pairs import ImageSet, PairSet
-from synth.diffusion.fit import fit_inpaint
-from synth.diffusion.inpaint import InpaintPipeline
+from synth.diffusion.fit import fit_inpaint, load_pipeline
 from synth.diffusion.settings import InpaintSettings
 from synth.generator import Generator
 
-ENGINES: dict[str, type[Generator]] = {"InpaintPipeline": InpaintPipeline}
-"""Pipeline classes by the name that model_index.json carries."""
+ENGINES: dict[str, Callable[[Path], Generator]] = {"InpaintPipeline": load_pipeline}
+"""How to load a pipeline, by the class name that its model_index.json carries."""
 
 
 def fit(config: str | Path | dict | InpaintSettings, labelled: PairSet, unlabelled: ImageSet | None = None, *,
@@ -43,4 +42,4 @@ def load_generator(folder: str | Path) -> Generator:
     name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     if name not in ENGINES:
         raise UserError(str(index), rule=f"{name!r} is none of our generators", repair=f"one of {sorted(ENGINES)}")
-    return ENGINES[name].from_pretrained(folder)
+    return ENGINES[name](Path(folder))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from segtrain.compare.arms import Arm, choose_arms
+from segtrain.compare.arms import ARMS, Arm, choose_arms
 from segtrain.compare.data import Parts
 from segtrain.compare.gallery import make_gallery
 from segtrain.compare.prepare import prepare
@@ -26,6 +26,9 @@ from synth.core.pairs import ImageSet, PairSet
 __all__ = ["CompareSettings", "compare", "load_settings"]
 
 log = logging.getLogger(__name__)
+
+WEAK_JUDGE = 0.3
+"""Test Dice below which the report warns of a judge; nothing is decided by it."""
 
 
 def compare(config: str | Path | CompareSettings | dict | None, labelled: PairSet | None = None,
@@ -65,7 +68,7 @@ def _run(settings: CompareSettings, parts: Parts, arms: Sequence[Arm], out: Path
         before = bench.trained
         results.append(bench.result(job))
         check_budgets(results)
-        clock.tick(results[-1], trained=bench.trained > before)
+        clock.tick(results[-1], trained=bench.trained > before, painter_due=bench.painter_due(arms))
     write_index(out / INDEX, _index(bench, arms, jobs))
     return write_report(out)
 
@@ -76,19 +79,19 @@ class _Clock:
     def __init__(self, n_jobs: int) -> None:
         self.n_jobs, self.done, self.trained, self.started = n_jobs, 0, 0, time.perf_counter()
 
-    def tick(self, result: RunResult, *, trained: bool) -> None:
+    def tick(self, result: RunResult, *, trained: bool, painter_due: bool) -> None:
         """Logs one finished run."""
         self.done, self.trained = self.done + 1, self.trained + trained
         dice = sum(sum(c.dice) / len(c.dice) for c in result.cases) / len(result.cases)
         how = f"trained {result.seconds:.0f} s" if trained else "found, not run again"
         log.info("[%d/%d] %s, label draw %d, seed %d: Dice %.3f (%s)%s", self.done, self.n_jobs, result.arm,
-                 result.draw, result.seed, dice, how, self._rest())
+                 result.draw, result.seed, dice, how, self._rest(painter_due=painter_due))
 
-    def _rest(self) -> str:
+    def _rest(self, *, painter_due: bool) -> str:
         if not self.trained or self.done == self.n_jobs:
             return ""
         minutes = (time.perf_counter() - self.started) / self.trained * (self.n_jobs - self.done) / 60
-        return f"; about {max(1, round(minutes))} min to go"
+        return f"; about {max(1, round(minutes))} min to go" + (" and the generator's training" if painter_due else "")
 
 
 def _pairs(arms: Sequence[Arm], baseline: str) -> tuple[tuple[str, str], ...]:
@@ -103,11 +106,22 @@ def _index(bench: Bench, arms: Sequence[Arm], jobs: Sequence[Job]) -> Index:
     settings, parts = bench.settings, bench.parts
     kinds = dict.fromkeys(arm.synthetic for arm in arms if arm.synthetic)
     made = tuple(bench.made(kind, draw) for draw in parts.draws for kind in kinds)
-    notes = (*parts.notes, *(_shortage(m) for m in made if m.kept < m.asked))
+    notes = (*parts.notes, *_weak_judges(bench, made), *(_shortage(m) for m in made if m.kept < m.asked))
     return Index(settings.baseline, _pairs(arms, settings.baseline),
                  tuple(str(bench.scores_file(job).relative_to(bench.out)) for job in jobs), made,
                  bench.painter_seconds() if "inpaint" in kinds else 0.0, _data_facts(bench), notes,
                  make_gallery(bench, arms), settings.model_dump(mode="json"), versions())
+
+
+def _weak_judges(bench: Bench, made: Sequence[MadeFacts]) -> list[str]:
+    notes = []
+    for k in sorted({m.draw for m in made}):
+        cases = bench.result(Job(ARMS["real"], bench.parts.draws[k])).cases
+        dice = sum(sum(c.dice) / len(c.dice) for c in cases) / len(cases)
+        if dice < WEAK_JUDGE:
+            notes.append(f"Label draw {k}: the judge of its synthetic pairs reaches only Dice {dice:.2f} on the test "
+                         "images, so what its gates kept and rejected means little.")
+    return notes
 
 
 def _shortage(made: MadeFacts) -> str:

@@ -68,13 +68,13 @@ class _Sheet:
         parents = self.bench.parts.labelled
         parent = parents[parents.ids.index(pair.made.parents[0])]
         scores = ", ".join(f"{name} {value:.2f}" for name, value in pair.made.scores.items())
-        title = f"{kind}: {pair.id}" + (f", rejected: {pair.made.reason}" if section == "rejected" else "")
+        title = f"{pair.id}: " + (f"rejected, {pair.made.reason}" if section == "rejected" else scores or kind)
         predicted = _predict(judge, pair.image, self.range)
         return Row(section, title, (
             self.tile(parent.image, parent.mask, f"real {parent.id} and its mask"),
             self.tile(pair.image, None, "synthetic image"),
             self.tile(pair.image, pair.mask, "with its mask (dark = ignored)"),
-            self.tile(pair.image, predicted, f"what the judge sees; {scores}" if scores else "what the judge sees")))
+            self.tile(pair.image, predicted, "what the judge sees")))
 
     def test_rows(self, jobs: Sequence[Job]) -> list[Row]:
         """Returns test cases from the baseline's worst to its best: the truth, then the prediction of each arm."""

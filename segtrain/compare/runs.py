@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from pyarrow import parquet
 
-import synth
 from segtrain.compare.arms import ARMS, Arm
 from segtrain.compare.data import Parts, fingerprint
 from segtrain.compare.settings import CompareSettings
@@ -32,6 +32,7 @@ from synth.formats import read_shards
 
 if TYPE_CHECKING:
     from segtrain.segmenter import Segmenter
+    from synth.generator import Generator
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +79,18 @@ class Bench:
         """Where the inpainting generator lies: it is one for all label draws, for it never sees a mask."""
         return self._folder("painter", [self.settings.inpaint, self.settings.size, fingerprint(self.parts.training())])
 
-    def painter(self) -> synth.Generator:
+    def painter(self) -> Generator:
         """Returns the inpainting generator, fitted on every training image."""
+        from synth.fit import fit
+
         draw = self.parts.draws[0]
-        return synth.fit(self.settings.inpaint, self.parts.labelled_of(draw), self.parts.unlabelled_of(draw),
-                         out=self.painter_folder, overrides=(f"size={self.settings.size}",))
+        return fit(self.settings.inpaint, self.parts.labelled_of(draw), self.parts.unlabelled_of(draw),
+                   out=self.painter_folder, overrides=(f"size={self.settings.size}",))
+
+    def painter_due(self, arms: Sequence[Arm]) -> bool:
+        """Returns whether one of `arms` needs the generator and it is not fitted yet."""
+        wanted = any(arm.synthetic == "inpaint" for arm in arms)
+        return wanted and not (self.painter_folder / "model_index.json").exists()
 
     def painter_seconds(self) -> float:
         """Returns how long the generator trained, over all sittings."""
@@ -94,42 +102,52 @@ class Bench:
 
     def made_folder(self, kind: str, draw: LabelDraw) -> Path:
         """Returns where the synthetic pairs of a label draw lie."""
-        parts = [kind, self.settings.synthetic.model_dump(), self.segmenter_folder(Job(ARMS["real"], draw)).name,
-                 self.painter_folder.name if kind == "inpaint" else self._unlabelled_print(draw)]
-        return self._folder(kind, parts)
+        own = [self.painter_folder.name, self.settings.gates] if kind == "inpaint" else self._unlabelled_print(draw)
+        judge = self.segmenter_folder(Job(ARMS["real"], draw)).name
+        return self._folder(kind, [self.settings.synthetic.model_dump(), self.settings.draw, judge, own])
 
     def made(self, kind: str, draw: LabelDraw) -> MadeFacts:
         """Returns what is known of the synthetic pairs of a label draw; they are drawn if they are not there yet."""
         folder = self.made_folder(kind, draw)
         facts = folder / FACTS
         if not facts.exists():
+            judge, painter = self.judge(draw), self.painter() if kind == "inpaint" else None
             started = time.perf_counter()
-            judge = self.judge(draw)
             log.info("label draw %d: %s draws %d pairs", draw.index, kind, self.settings.synthetic.n)
-            self._draw(kind, draw, judge, folder)
+            self._draw(draw, judge, painter, folder)
             write_json(facts, {**count_verdicts(folder), "seconds": time.perf_counter() - started})
         return MadeFacts(kind, draw.index, str(folder.relative_to(self.out)), self.settings.synthetic.n,
                          **json.loads(facts.read_text(encoding="utf-8")))
 
-    def _draw(self, kind: str, draw: LabelDraw, judge: Segmenter, folder: Path) -> None:
+    def _draw(self, draw: LabelDraw, judge: Segmenter, painter: Generator | None, folder: Path) -> None:
         try:
-            (self._inpaint if kind == "inpaint" else self._copypaste)(draw, judge, folder)
+            if painter is None:
+                self._copypaste(draw, judge, folder)
+            else:
+                self._inpaint(draw, judge, painter, folder)
         except UserError as error:
             if n_rows(folder, "train") or not n_rows(folder, "rejected"):
                 raise
             # Gates that let nothing through are a finding, not a fault: the arm then has its real pairs alone.
             log.warning("label draw %d: %s", draw.index, error)
 
-    def _inpaint(self, draw: LabelDraw, judge: Segmenter, folder: Path) -> None:
-        labelled = self.parts.labelled_of(draw)
-        gates = synth.default_gates(judge.predict, labelled, training=self.parts.training(), size=self.settings.size)
-        made = self.settings.synthetic
-        synth.draw(self.painter(), labelled, n=made.n, seed=made.seed, gates=gates, out=folder)
+    def _inpaint(self, draw: LabelDraw, judge: Segmenter, painter: Generator, folder: Path) -> None:
+        from synth.draw import draw as draw_pairs
+        from synth.gates import GateSettings, default_gates
+
+        labelled, made = self.parts.labelled_of(draw), self.settings.synthetic
+        gates = default_gates(judge.predict, labelled, training=self.parts.training(), size=self.settings.size,
+                              settings=GateSettings(**self.settings.gates))
+        draw_pairs(painter, labelled, n=made.n, seed=made.seed, gates=gates, out=folder,
+                   config=self.settings.draw)
 
     def _copypaste(self, draw: LabelDraw, judge: Segmenter, folder: Path) -> None:
+        from synth.draw import draw_copypaste
+
         made = self.settings.synthetic
-        synth.draw_copypaste(self.parts.labelled_of(draw), self.parts.unlabelled_of(draw), predict=judge.predict,
-                             judge=judge.content_hash(), n=made.n, seed=made.seed, size=self.settings.size, out=folder)
+        draw_copypaste(self.parts.labelled_of(draw), self.parts.unlabelled_of(draw), predict=judge.predict,
+                       judge=judge.content_hash(), n=made.n, seed=made.seed, size=self.settings.size, out=folder,
+                       config=self.settings.draw)
 
     def kept(self, made: MadeFacts) -> PairSet | None:
         """Returns the pairs that the gates kept, None if they kept none."""
@@ -153,10 +171,10 @@ class Bench:
 
     def segmenter(self, job: Job) -> Segmenter:
         """Returns the segmenter of one run, trained or resumed if need be. Test groups are barred by name."""
-        import segtrain
+        from segtrain.train import fit
 
         made = self.made(job.arm.synthetic, job.draw) if job.arm.synthetic else None
-        return segtrain.fit(
+        return fit(
             self.settings.segment, self.parts.labelled_of(job.draw), synthetic=self.kept(made) if made else None,
             unlabelled=self.parts.unlabelled_of(job.draw) if job.arm.unlabelled else None, method=self._method(job.arm),
             out=self.segmenter_folder(job), held_out=tuple(sorted(set(self.parts.test.groups))),

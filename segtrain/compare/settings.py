@@ -53,6 +53,7 @@ class CompareSettings(Settings):
     Attributes:
         size: working resolution, px. n_labelled: labelled images of each draw; None = all of the labelled folder.
         method: of the arms that see unlabelled images. segment, inpaint: settings of those two commands.
+        draw: how sources are transformed, for inpainting and pasting alike. gates: how strict they are.
         test_seed: of the bootstrap and the permutation test.
     """
 
@@ -68,18 +69,20 @@ class CompareSettings(Settings):
     method: str = "fixmatch_ema"
     segment: Part = Field(default_factory=dict)
     inpaint: Part = Field(default_factory=dict)
+    draw: Part = Field(default_factory=dict)
+    gates: Part = Field(default_factory=dict)
     resamples: int = Field(9999, ge=99)
     test_seed: int = 0
     nsd_tolerance_px: float = Field(1.0, ge=0)
 
 
-_OWN = {"segment": ("data", "method", "size"), "inpaint": ("data", "out", "size")}
+_OWN = {"segment": ("data", "method", "size"), "inpaint": ("data", "out", "size"), "draw": (), "gates": ()}
 """What the comparison itself decides for its parts."""
 
 
 def load_settings(config: str | Path | CompareSettings | dict | None, overrides: Sequence[str] = ()
                   ) -> CompareSettings:
-    """Returns the settings with `segment` and `inpaint` spelt out: files they name are read, every default filled in.
+    """Returns the settings with its parts spelt out: files they name are read, every default filled in.
 
     A file is looked for beside the comparison's own YAML, then in the working directory. Its data, size and method
     are the comparison's; so are the seeds of the segmenters, one for each label draw and repetition.
@@ -89,10 +92,12 @@ def load_settings(config: str | Path | CompareSettings | dict | None, overrides:
     """
     from segtrain.settings import SegmentSettings
     from synth.diffusion.settings import InpaintSettings
+    from synth.draw import DrawSettings
+    from synth.gates import GateSettings
 
     settings = load_config(CompareSettings, config, overrides)
     beside = Path(config).parent if isinstance(config, str | Path) else Path()
-    models = {"segment": SegmentSettings, "inpaint": InpaintSettings}
+    models = {"segment": SegmentSettings, "inpaint": InpaintSettings, "draw": DrawSettings, "gates": GateSettings}
     parts = {name: _spell_out(name, getattr(settings, name), beside=beside, model=m) for name, m in models.items()}
     return settings.model_copy(update=parts)
 

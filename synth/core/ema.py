@@ -14,7 +14,8 @@ from torch import nn
 class Ema:
     """A network whose parameters follow another's: p' <- a p' + (1 - a) p, a = min(decay, 1 - 1/(updates + 1)).
 
-    The warm-up makes the first updates a plain copy (Tarvainen & Valpola 2017, released code). Buffers are copied.
+    The warm-up makes the average of few updates a plain mean (Tarvainen & Valpola 2017, released code), so that the
+    untrained weights are soon forgotten. Buffers are copied.
     """
 
     def __init__(self, net: nn.Module, *, decay: float) -> None:

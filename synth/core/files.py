@@ -54,6 +54,12 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left half written below `folder`; call it where nobody else is writing."""
+    for temporary in Path(folder).rglob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` atomically."""
     replace_file(path, lambda p: p.write_text(text, encoding="utf-8"))
@@ -73,6 +79,8 @@ def claim_folder(out: Path, *, kind: str, identity: dict[str, object]) -> Path:
     out = Path(out)
     mark = {"kind": kind, "hash": hash_json(identity), "identity": identity}
     marker = out / RUN_FILE
+    # Looked at before the marker: another process of the same run may be claiming the folder at this moment.
+    occupied = out.exists() and any(p for p in out.iterdir() if not p.name.startswith("."))
     if marker.exists():
         held = json.loads(marker.read_text(encoding="utf-8"))
         if held.get("hash") != mark["hash"] or held.get("kind") != kind:
@@ -80,7 +88,7 @@ def claim_folder(out: Path, *, kind: str, identity: dict[str, object]) -> Path:
             raise UserError(str(out), rule=f"this folder holds another {held.get('kind')} run (differs in: "
                             f"{', '.join(changed) or 'kind'})", repair="choose another out=, or delete the folder")
         return out
-    if out.exists() and any(p for p in out.iterdir() if not p.name.startswith(".")):
+    if occupied:
         raise UserError(str(out), rule="this folder is not empty and holds no run of ours",
                         repair="choose another out=")
     write_json(marker, mark)

@@ -6,20 +6,21 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from pydantic import Field
 from torch import nn
 from tqdm.auto import tqdm
 
 from synth.core.config import Settings
 from synth.core.ema import Ema
-from synth.core.files import replace_file, write_json, write_text
+from synth.core.files import replace_file, sweep, write_json, write_text
 from synth.core.rng import derive_seed
 
 Batch = dict[str, torch.Tensor]
@@ -46,6 +47,7 @@ class Recipe(ABC):
         optimizers: by name; the loop scales their initial learning rate by `lr_factor`.
         averages: exponential averages by name.
         backward: set by the loop; call it on the loss instead of `loss.backward()`.
+        clip: set by the loop; (parameters, largest norm), for the gradients; knows how a loss was scaled.
     """
 
     def __init__(self) -> None:
@@ -53,6 +55,7 @@ class Recipe(ABC):
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.averages: dict[str, Ema] = {}
         self.backward: Callable[[torch.Tensor], None] = lambda loss: loss.backward()
+        self.clip: Callable[[Iterable[nn.Parameter], float], object] = nn.utils.clip_grad_norm_
         self.device = torch.device("cpu")
 
     @abstractmethod
@@ -140,10 +143,12 @@ class _Run:
             whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
             write_text(path, "".join(whole))
 
-    def check_finite(self, label: str) -> None:
-        for key, value in self.meter.items():
+    def add(self, scalars: dict[str, torch.Tensor], label: str) -> None:
+        # At every step, so that no checkpoint holds the weights that a loss of nan leaves behind.
+        for key, value in ((k, float(v)) for k, v in scalars.items()):
             if not math.isfinite(value):
-                raise FloatingPointError(f"{label}: {key} is {value} at step {self.step}; lower the learning rate")
+                raise FloatingPointError(f"{label}: {key} is {value} at step {self.step + 1}; lower the learning rate")
+            self.meter[key] = self.meter.get(key, 0.0) + value
 
     def log(self, accelerator: Accelerator, every: int) -> None:
         values = torch.tensor(list(self.meter.values()), dtype=torch.float64, device="cpu") / every
@@ -166,10 +171,10 @@ def _prepare(recipe: Recipe, accelerator: Accelerator) -> None:
         recipe.nets[name] = accelerator.prepare_model(net)
     for average in recipe.averages.values():
         average.net.to(accelerator.device)
-    recipe.backward, recipe.device = accelerator.backward, accelerator.device
+    recipe.backward, recipe.clip, recipe.device = accelerator.backward, accelerator.clip_grad_norm_, accelerator.device
 
 
-def _advance(run: _Run, batches: Batches, settings: LoopSettings, accelerator: Accelerator) -> None:
+def _advance(run: _Run, batches: Batches, settings: LoopSettings, accelerator: Accelerator, label: str) -> None:
     recipe, rank = run.recipe, accelerator.process_index
     progress = run.step / settings.steps
     for optimizer in recipe.optimizers.values():
@@ -180,14 +185,21 @@ def _advance(run: _Run, batches: Batches, settings: LoopSettings, accelerator: A
     batch = {k: v.to(accelerator.device) for k, v in batches(run.step, rank, accelerator.num_processes).items()}
     for key, n in recipe.count(batch).items():
         run.counts[key] = run.counts.get(key, 0) + n * accelerator.num_processes
-    for key, value in recipe.step(batch, progress).items():
-        run.meter[key] = run.meter.get(key, 0.0) + float(value)
+    run.add(recipe.step(batch, progress), label)
     run.step += 1
 
 
 def _unwrap(recipe: Recipe, accelerator: Accelerator) -> None:
     for name, net in recipe.nets.items():
         recipe.nets[name] = accelerator.unwrap_model(net, keep_fp32_wrapper=False)
+
+
+def _accelerator(out: Path, settings: LoopSettings) -> Accelerator:
+    AcceleratorState._reset_state()  # else the first run's precision would be that of all runs of this process
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision, log_with=settings.report_to, project_dir=out)
+    if settings.report_to:
+        accelerator.init_trackers("pairsmith", config=settings.model_dump())
+    return accelerator
 
 
 def train(recipe: Recipe, batches: Batches, out: Path, settings: LoopSettings, *, label: str = "train") -> TrainResult:
@@ -197,14 +209,13 @@ def train(recipe: Recipe, batches: Batches, out: Path, settings: LoopSettings, *
     the uninterrupted one byte for byte. Works under `accelerate launch` with any number of processes.
 
     Raises:
-        FloatingPointError: if a logged scalar is not finite, naming it and the step.
+        FloatingPointError: if a scalar of a step is not finite, naming it and the step.
     """
     out = Path(out)
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision, log_with=settings.report_to, project_dir=out)
-    if settings.report_to:
-        accelerator.init_trackers("pairsmith", config=settings.model_dump())
+    accelerator = _accelerator(out, settings)
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
+        sweep(out)
     accelerator.wait_for_everyone()
     _prepare(recipe, accelerator)
     run = _Run(recipe, out)
@@ -216,11 +227,10 @@ def train(recipe: Recipe, batches: Batches, out: Path, settings: LoopSettings, *
                mininterval=5, dynamic_ncols=True)
     started = time.perf_counter()
     while run.step < settings.steps:
-        _advance(run, batches, settings, accelerator)
+        _advance(run, batches, settings, accelerator, label)
         bar.update()
         last = run.step == settings.steps
         if run.step % settings.log_every == 0 or last:
-            run.check_finite(label)
             run.log(accelerator, (run.step - 1) % settings.log_every + 1)
         if run.step % settings.checkpoint_every == 0 or last:
             now = time.perf_counter()
@@ -228,6 +238,8 @@ def train(recipe: Recipe, batches: Batches, out: Path, settings: LoopSettings, *
             if accelerator.is_main_process:
                 run.save(final=last)
     bar.close()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     accelerator.wait_for_everyone()
     _unwrap(recipe, accelerator)
     result = TrainResult(run.step, run.counts, run.seconds)

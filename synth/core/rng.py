@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -17,6 +18,21 @@ def derive_seed(seed: int, *names: str | int) -> int:
 def sample_rng(seed: int, *names: str | int) -> torch.Generator:
     """Returns a CPU generator for one sample, the same on every machine, process and batch size."""
     return torch.Generator("cpu").manual_seed(derive_seed(seed, *names))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Returns a context in which torch computes on one CPU thread.
+
+    Sums shared out among threads round differently for each number of them, so files that must be the same for one
+    process and for several cannot be made with whatever number each of them happens to have.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def uniform(rng: torch.Generator, low: float, high: float) -> float:

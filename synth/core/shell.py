@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -28,9 +29,10 @@ def take_number(overrides: Sequence[str] | None, key: str, default: int | None) 
     text, rest = take(overrides, key)
     if text is None:
         return default, rest
-    if not text.lstrip("-").isdigit():
-        raise UserError(f"{key}={text}", rule="it must be a whole number", repair=f"write {key}=100")
-    return int(text), rest
+    try:
+        return int(text), rest
+    except ValueError:
+        raise UserError(f"{key}={text}", rule="it must be a whole number", repair=f"write {key}=100") from None
 
 
 def required(value: str | None, key: str, example: str) -> str:
@@ -62,12 +64,19 @@ def say(text: str) -> None:
 
 
 def run(app: Callable[[], None]) -> None:
-    """Runs a command; a user's mistake becomes one line on stderr and exit code 2."""
+    """Runs a command; a user's mistake or a full device becomes one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, format="%(message)s")
     for noisy in ("httpx", "matplotlib", "datasets", "fsspec", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # The libraries' own bars about loading four small files would drown ours; read where they are imported.
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     try:
         app()
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:
         sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.stderr.write(f"error: {error}. Repair: free some space and run the same command again, it resumes.\n")
         raise SystemExit(2) from None

@@ -58,7 +58,7 @@ class AutoencoderRecipe(Recipe):
         loss = l1 + self.settings.gradient_weight * grad + self.settings.kl_weight * kl
         self.optimizers["vae"].zero_grad(set_to_none=True)
         self.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.nets["vae"].parameters(), 1.0)
+        self.clip(self.nets["vae"].parameters(), 1.0)
         self.optimizers["vae"].step()
         return {"l1": l1.detach(), "gradient": grad.detach(), "kl": kl.detach()}
 

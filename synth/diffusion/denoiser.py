@@ -75,7 +75,7 @@ class DenoiserRecipe(Recipe):
         loss = (weight * error).mean()
         self.optimizers["unet"].zero_grad(set_to_none=True)
         self.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.nets["unet"].parameters(), 1.0)
+        self.clip(self.nets["unet"].parameters(), 1.0)
         self.optimizers["unet"].step()
         self.averages["unet"].update(self.nets["unet"])
         return {"loss": loss.detach(), "v_mse": error.mean().detach()}

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
+from diffusers.utils import logging as diffusers_logging
 
 from synth.core.checks import UserError
 from synth.core.config import save_config
@@ -82,6 +83,15 @@ def _save_pipeline(pipeline: InpaintPipeline, out: Path) -> None:
     staging.rmdir()
 
 
+def load_pipeline(folder: Path) -> InpaintPipeline:
+    """Returns the pipeline saved in `folder`; only local files, and no progress bar for four small ones."""
+    diffusers_logging.disable_progress_bar()
+    try:
+        return InpaintPipeline.from_pretrained(folder, local_files_only=True)
+    finally:
+        diffusers_logging.enable_progress_bar()
+
+
 def fit_inpaint(
     settings: InpaintSettings, labelled: PairSet, unlabelled: ImageSet | None, out: Path
 ) -> InpaintPipeline:
@@ -98,14 +108,14 @@ def fit_inpaint(
     identity = settings.model_dump(mode="json", exclude={"data", "out"})
     claim_folder(out, kind="inpaint", identity={"settings": identity, "images": arrays.fingerprint()})
     if (out / "model_index.json").exists():
-        return InpaintPipeline.from_pretrained(out)
+        return load_pipeline(out)
     save_config(settings, out / "config.yaml")
     pipeline = _train_pipeline(settings, arrays, out)
     if PartialState().is_main_process:
         _save_pipeline(pipeline, out)
     PartialState().wait_for_everyone()
     # What is returned is what was saved, so a fresh fit and a reloaded one cannot differ.
-    return InpaintPipeline.from_pretrained(out)
+    return load_pipeline(out)
 
 
 def _train_pipeline(settings: InpaintSettings, arrays: Arrays, out: Path) -> InpaintPipeline:
@@ -126,5 +136,6 @@ def _train_pipeline(settings: InpaintSettings, arrays: Arrays, out: Path) -> Inp
     batches = latent_batches(views, shift=vae.config.shift_factor, scale=vae.config.scaling_factor,
                              batch_size=dn.batch_size, seed=dn.loop.seed)
     train(recipe, batches, out / "denoiser", dn.loop, label="denoiser")
-    return InpaintPipeline(vae.cpu(), recipe.averages["unet"].net.cpu(), scheduler,
-                           unit_range=arrays.info.intensity_range, **settings.sampler.model_dump())
+    low, high = arrays.info.intensity_range
+    return InpaintPipeline(vae.cpu(), recipe.averages["unet"].net.cpu(), scheduler, unit_low=low, unit_high=high,
+                           **settings.sampler.model_dump())

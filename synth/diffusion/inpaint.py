@@ -61,18 +61,18 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         unet: denoiser of standardised latents. scheduler: gives the noise levels; any scheduler with
             `alphas_cumprod` and v- or epsilon-prediction may be swapped in.
         n_steps, jump_length, jump_repeats, eta, margin_cells: defaults of a call, see `SamplerSettings`.
-        unit_range: pixel values that are -1 and 1 in unit space.
+        unit_low, unit_high: pixel values that are -1 and 1 in unit space.
     """
 
     model_cpu_offload_seq = "unet->vae"
 
     def __init__(self, vae: AutoencoderKL, unet: UNet2DModel, scheduler: DDIMScheduler, n_steps: int = 50,  # noqa: PLR0913
                  jump_length: int = 5, jump_repeats: int = 1, eta: float = 1.0, margin_cells: int = 1,
-                 unit_range: Sequence[float] = (0.0, 255.0)) -> None:
+                 unit_low: float = 0.0, unit_high: float = 255.0) -> None:
         super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
         self.register_to_config(n_steps=n_steps, jump_length=jump_length, jump_repeats=jump_repeats, eta=eta,
-                                margin_cells=margin_cells, unit_range=list(unit_range))
+                                margin_cells=margin_cells, unit_low=unit_low, unit_high=unit_high)
 
     @property
     def factor(self) -> int:
@@ -92,8 +92,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
     @property
     def intensity_range(self) -> tuple[float, float]:
         """Pixel values that are -1 and 1 in unit space."""
-        low, high = self.config.unit_range
-        return float(low), float(high)
+        return float(self.config.unit_low), float(self.config.unit_high)
 
     def sampler_settings(self) -> dict[str, float | int | str]:
         """Returns every setting that `sample` uses."""

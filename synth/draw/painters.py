@@ -39,6 +39,15 @@ def no_painter(sources: Sources) -> Painted:
     return Painted(sources.pixels, sources.labels, (None,) * len(sources.keys))
 
 
+def unit_over_source(unit: torch.Tensor, source: np.ndarray, labels: np.ndarray, *,
+                     intensity_range: tuple[float, float]) -> np.ndarray:
+    """Returns painted `unit` (B, C, S, S) as pixels, those of `source` (B, C, S, S) under the labels' foreground.
+
+    Whatever a generator did, the annotated pixels are the source's, bit for bit. Labels are (B, S, S) uint8.
+    """
+    return np.where(_foreground(labels), source, unit_to_pixels(unit, intensity_range, source.dtype))
+
+
 def generator_painter(generator: Generator) -> Painter:
     """Returns the painter that asks `generator`, then writes the foreground's source pixels over its answer."""
     low_high = generator.intensity_range
@@ -46,9 +55,7 @@ def generator_painter(generator: Generator) -> Painter:
     def paint(sources: Sources) -> Painted:
         labels = torch.from_numpy(sources.labels.astype(np.int64))
         unit = generator.sample(pixels_to_unit(sources.pixels, low_high), labels, seeds=sources.seeds)
-        painted = unit_to_pixels(unit, low_high, sources.pixels.dtype)
-        # Whatever the generator did, the annotated pixels are the source's, bit for bit.
-        pixels = np.where(_foreground(sources.labels), sources.pixels, painted)
+        pixels = unit_over_source(unit, sources.pixels, sources.labels, intensity_range=low_high)
         return Painted(pixels, sources.labels, (None,) * len(sources.keys))
 
     return paint

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -171,6 +175,20 @@ def test_other_data_do_not_go_into_the_same_folder(finished: Report) -> None:
         segtrain.compare(SETTINGS, make_phantom(18, size=32, n_groups=6, seed=5), out=finished.out)
 
 
+def test_gates_that_keep_nothing_leave_the_real_pairs_and_say_so(tmp_path: Path) -> None:
+    # A judge that has learnt something, held to its median on its own training pairs, on what noise has painted.
+    segment = {**SETTINGS["segment"], "loop": {"steps": 150}, "optim": {"lr": 0.01}}
+    strict = {**SETTINGS, "segment": segment, "draws": 1, "arms": ["real", "real+inpaint"],
+              "gates": {"faithfulness": 1.0, "confidence": 0.51, "max_false_foreground": 0.0, "clear_px": 0,
+                        "novelty_quantile": 1e-6}, "draw": {"max_tries": 1, "batch_size": 4}}
+    report = segtrain.compare(strict, make_phantom(18, size=32, n_groups=6), out=tmp_path / "out")
+    assert report.gates["inpaint"].kept == 0
+    assert any("kept no pair at all" in note for note in report.index.notes)
+    real, painted = report.arms
+    assert painted.n_synthetic == (0,) and painted.dice_mean == real.dice_mean
+    assert report.gates["inpaint"].rejected == 4 and sum(report.gates["inpaint"].reasons.values()) >= 4
+
+
 def test_a_leak_stops_before_anything_is_written(tmp_path: Path) -> None:
     everything = pairs()
     with pytest.raises(UserError, match="patient_0.*also in the test set"):
@@ -179,9 +197,36 @@ def test_a_leak_stops_before_anything_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+COMMAND = """
+import sys
+sys.path[:0] = [{scripts!r}, {here!r}]
+import segtrain
+from test_compare import SETTINGS, pairs
+segtrain.compare(SETTINGS, pairs(), out={out!r})
+"""
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_the_result_is_the_same(finished: Report, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    here = Path(__file__).parent
+    code = COMMAND.format(scripts=str(here.parents[1] / "scripts"), here=str(here), out=str(out))
+    for seconds in (6.0, 7.0, 8.5):  # importing takes about four of them
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+    assert scores(out) == scores(finished.out) and numbers(out) == numbers(finished.out)
+    for facts in finished.index.made:
+        for path in sorted((finished.out / facts.folder / "data").glob("*.parquet")):
+            assert (out / facts.folder / "data" / path.name).read_bytes() == path.read_bytes()
+
+
 def run(arm: str, dice: list[float], *, draw: int = 0, images_seen: int = 12) -> RunResult:
     """Returns one run whose cases, each its own group, scored `dice`."""
-    cases = tuple(CaseScores(f"c{i}", f"g{i}", (d,), (d,), (1.0,), tp=(1,), fp=(1,), fn=(1,)) for i, d in enumerate(dice))
+    cases = tuple(CaseScores(f"c{i}", f"g{i}", (d,), (d,), (1.0,), tp=(1,), fp=(1,), fn=(1,))
+                  for i, d in enumerate(dice))
     return RunResult(arm, draw, 0, "", 3, images_seen, 0, 1.0, 4, 0, 0, cases)
 
 
@@ -236,8 +281,8 @@ def test_parts_are_read_from_files_and_overridden(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("override", "match"), [
-    ("segment.size=64", "the comparison decides"), ("segment.stepz=1", "no such setting"), ("drawz=1", "draws"),
-    ("segment=nowhere.yaml", "no such file")])
+    ("segment.size=64", "the comparison decides"), ("segment.stepz=1", "no such setting"),
+    ("seedz=1", "did you mean seeds"), ("segment=nowhere.yaml", "no such file")])
 def test_wrong_settings_are_named(override: str, match: str) -> None:
     with pytest.raises(UserError, match=match):
         load_settings(None, [override])

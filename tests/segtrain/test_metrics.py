@@ -115,8 +115,8 @@ def blobs(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_random_blobs_agree_with_another_implementation() -> None:
     """`surface-distance` measures from corners between pixels and weighs surface elements by their length.
 
-    MONAI counts edge pixels. So the two are no copies of each other: HD95 differs by about half a pixel in the median (a
-    percentile may jump where few elements decide it), NSD by less than a tenth.
+    MONAI counts edge pixels. So the two are no copies of each other: HD95 differs by about half a pixel in the median
+    (a percentile may jump where few elements decide it), NSD by less than a tenth.
     """
     far, near = [], []
     for seed in range(30):

@@ -36,7 +36,7 @@ def test_weights_depend_on_the_seed_alone(settings: ModelSettings) -> None:
 
 def test_the_default_tiny_network_is_small() -> None:
     net = build_model("tiny", 3, 2, ModelSettings(name="tiny", channels=(24, 48, 96, 128)))
-    assert 3e5 < sum(p.numel() for p in net.parameters()) < 6e5
+    assert sum(p.numel() for p in net.parameters()) < 1e6
 
 
 def test_the_tiny_network_does_the_same_in_training_and_evaluation() -> None:

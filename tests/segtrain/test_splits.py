@@ -93,9 +93,11 @@ def test_a_child_of_a_test_group_is_a_leak() -> None:
         check_disjoint(child, pairs.select([4]))
 
 
-def settings(**changes: object) -> CompareSettings:
+def settings(n_labelled: int = 3, *, draws: int = 3, data: CompareData | None = None,
+             split: SplitSettings | None = None) -> CompareSettings:
     """Returns settings of a small split."""
-    return CompareSettings(**{"size": 16, "n_labelled": 3, "draws": 3, **changes})
+    return CompareSettings(size=16, n_labelled=n_labelled, draws=draws, data=data or CompareData(),
+                           split=split or SplitSettings())
 
 
 def test_parts_of_one_labelled_set() -> None:

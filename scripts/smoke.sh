@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The whole path once, on the phantom, with budgets that prove wiring and nothing else. Argument: an empty folder.
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+bin=.venv/bin here="$1"
+tiny=(autoencoder.loop.steps=20 denoiser.loop.steps=20 denoiser.n_views=2 sampler.n_steps=4 sampler.jump_repeats=1 size=32)
+
+"$bin/python" scripts/phantom.py --out "$here/phantom" --n 40 --size 48
+"$bin/segtrain" fit configs/tiny/segment.yaml data.labelled="$here/phantom" size=32 loop.steps=20 out="$here/judge"
+"$bin/synth" fit configs/tiny/inpaint.yaml data.labelled="$here/phantom" out="$here/painter" "${tiny[@]}"
+"$bin/accelerate" launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no -m synth.cli \
+  draw configs/draw.yaml generator="$here/painter" data.labelled="$here/phantom" n=12 shard_size=4 batch_size=4 out="$here/made"
+"$bin/synth" audit "$here/made"
+"$bin/synth" show "$here/made" --out "$here/made.png"
+"$bin/segtrain" fit configs/tiny/segment.yaml data.labelled="$here/phantom" data.synthetic="$here/made" size=32 \
+  loop.steps=20 out="$here/model"
+"$bin/segtrain" predict "$here/model" images="$here/phantom" out="$here/masks"
+"$bin/segtrain" compare configs/tiny/compare.yaml data.root="$here/phantom" out="$here/compare" size=32 n_labelled=8 \
+  draws=1 synthetic.n=8 segment.loop.steps=10 inpaint.autoencoder.loop.steps=10 inpaint.denoiser.loop.steps=10 \
+  inpaint.sampler.n_steps=4 inpaint.sampler.jump_repeats=1
+test -s "$here/compare/report.html" && test -s "$here/compare/report.json"
+echo "[smoke] passed"
