@@ -35,7 +35,7 @@ CSS = """
 .files .icon-wrap {display: none}
 .variants .grid-wrap {height: auto; min-height: 0; max-height: none; overflow: visible}
 .variants .caption-label {font-size: .72rem; padding: 0 .5em; opacity: .9}
-.gates table {font-family: inherit}
+.gates table {font-family: inherit; font-size: .82rem}
 """
 
 
@@ -87,7 +87,7 @@ def gallery_items(outcome: Outcome | None, info: DataInfo, outlines: bool) -> li
 
 def _explain(gates: Gates) -> str:
     lines = ["**Correlation** (novelty): the highest of the painted region with any training image; above the limit it "
-             "is rejected as a copy. A low strength keeps the old surrounding, so expect rejections there."]
+             "is rejected as a copy. A low strength keeps much of the old surrounding, so it comes close to it."]
     if gates.predict is None:
         return lines[0] + " Start with `--judge DIR` to see faithfulness and false foreground too."
     lines.insert(0, "**Faithfulness**: the judge's Dice with the mask, near the kept structure.")
@@ -98,7 +98,7 @@ def _explain(gates: Gates) -> str:
 
 def shown_errors(error: UserError) -> gr.Error:
     """Returns a user's mistake as the page shows it: its text, with nothing in it taken for HTML."""
-    return gr.Error(html.escape(str(error), quote=False), title="This cannot be painted", duration=None)
+    return gr.Error(html.escape(str(error), quote=False), duration=15, print_exception=False)
 
 
 class Page:
@@ -226,7 +226,7 @@ def _choice(studio: Studio) -> list[gr.components.Component]:
 
 
 def _results(studio: Studio) -> tuple[list[gr.components.Component], gr.Gallery, gr.Checkbox]:
-    """Returns the outputs in the order of `Page.paint` without the outcome; of these the gallery; the outline switch."""
+    """Returns the outputs in the order of `Page.paint` without the outcome, the gallery among them, and its switch."""
     look = {"format": "png", "interactive": False, "height": 300, "show_label": False,
             "buttons": ["download", "fullscreen"]}
     with gr.Row():
@@ -242,9 +242,9 @@ def _results(studio: Studio) -> tuple[list[gr.components.Component], gr.Gallery,
                               show_label=False, interactive=False, elem_classes="variants",
                               buttons=["download", "fullscreen"])
     outlines = gr.Checkbox(False, label="Outline the label mask on the synthetic images")
-    summary = gr.Markdown(START)
+    summary = gr.Markdown(START, elem_classes="caption")
     limit = limits(studio.gates)
-    widths = [14, *([58 // (len(limit) + 1)] * (len(limit) + 1)), 28]
+    widths = [10, 13, *([17] * len(limit)), 77 - 17 * len(limit)]
     verdicts = gr.Dataframe(headers=["Seed", "Verdict", *(f"{COLUMNS[k]} {limit[k]}" for k in limit), "Reason"],
                             label="Gates", interactive=False, wrap=True, type="array", buttons=["copy"],
                             column_widths=[f"{w}%" for w in widths], elem_classes="gates")

@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -98,7 +99,12 @@ def serve(page: gr.Blocks, *, port: int, block: bool = True) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Loads what the page needs, serves it, and returns when it was ended."""
     args = _parse(arguments)
+    for name in ("generator", "data", "judge", "unlabelled"):  # before the slow imports
+        folder = getattr(args, name)
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"--{name} {folder}", rule="no such folder", repair="check the path")
     set_environment()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the private folder goes, as after Ctrl+C
     log.info("Loading the generator, the data%s ...", " and the judge" if args.judge else "")
     from apps.panels import build_page
     from apps.studio import Folders, open_studio
@@ -109,4 +115,3 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     run(main)
-    sys.exit(0)
