@@ -33,7 +33,7 @@ SLAB, PITCH = 4, 6  # slices in a slab; slices from one slab to the next, the di
 MIN_VOXELS = 60  # of ventricle in a slice that counts as showing it
 LABELLED, TEST = (3, 6, 11), (1, 4, 7, 9, 12)  # slabs by number, from the back; the others are unlabelled
 N_BESIDE = 3  # slabs without ventricles taken on either side
-MARGIN = 4  # voxels around the brain
+FIELD_MM = 112  # side of the field of view: the deep brain, so that the ventricles are more than a few pixels
 RECIPE = "recipe.json"
 CLASSES = ("background", "lateral ventricle")
 NOTES = ("One averaged brain (MNI ICBM152, T1, 1 mm, out of nilearn's wheel) and simulated scanners: this shows the "
@@ -82,7 +82,7 @@ def make_icbm(out: Path, *, size: int = 96, seed: int = 0) -> IcbmSets:
         UserError: if nilearn is not installed, or `out` holds something else.
     """
     out = Path(out)
-    recipe = {"version": 1, "size": size, "seed": seed, "scanners": {k: asdict(s) for k, s in SCANNERS.items()}}
+    recipe = {"version": 2, "size": size, "seed": seed, "scanners": {k: asdict(s) for k, s in SCANNERS.items()}}
     held = json.loads((out / RECIPE).read_text(encoding="utf-8")) if (out / RECIPE).is_file() else {}
     if {key: held.get(key) for key in recipe} == recipe:
         return IcbmSets(**held["images"])
@@ -138,16 +138,16 @@ def plan_views(ventricles: np.ndarray) -> dict[str, list[View]]:
 
 
 def cut_square(volumes: Volumes, y: int) -> Slice:
-    """Returns the coronal slice `y`, head up, cut to the square that bounds the whole brain and a margin."""
-    rows, columns = (np.flatnonzero((volumes.t1 > 0).any(axes)) for axes in ((0, 1), (1, 2)))
-    side = int(max(np.ptp(rows), np.ptp(columns))) + 1 + 2 * MARGIN
-    pad = side // 2
-    middles = [int(r[0] + r[-1] + 1) // 2 + pad for r in (rows, columns)]
+    """Returns the coronal slice `y`, head up, cut to one square for all slices: FIELD_MM around the ventricles' middle.
+
+    The middle is that of all slices together: one for each slice would give the ventricles' place away.
+    """
+    rows, columns = (np.flatnonzero(volumes.ventricles.any(axes)) for axes in ((0, 1), (1, 2)))
+    top, left = (int(r[0] + r[-1] + 1) // 2 for r in (rows, columns))  # in the padded plane: half a field further
 
     def cut(volume: np.ndarray) -> np.ndarray:
-        plane = np.pad(volume[:, y].T.astype(np.float32), pad)
-        top, left = (m - side // 2 for m in middles)
-        return plane[top:top + side, left:left + side][::-1]
+        plane = np.pad(volume[:, y].T.astype(np.float32), FIELD_MM // 2)
+        return plane[top:top + FIELD_MM, left:left + FIELD_MM][::-1]
 
     return Slice(cut(volumes.t1), cut(volumes.grey), cut(volumes.white), cut(volumes.ventricles))
 

@@ -66,7 +66,7 @@ def scan(plane: Slice, scanner: str, *, size: int, seed: int, name: str) -> Scan
     """Returns `plane` (H, W) as the scanner of that name shows it at `size` px; depends on its arguments alone."""
     settings, rng = SCANNERS[scanner], np.random.Generator(np.random.PCG64(derive_seed(seed, "scan", name)))
     coordinates = _draw_warp(rng, plane.t1.shape)
-    t1, grey, white, ventricle = (ndimage.map_coordinates(x, coordinates, order=1)
+    t1, grey, white, ventricle = (ndimage.map_coordinates(x, coordinates, order=1, mode="mirror")
                                   for x in (plane.t1, plane.grey, plane.white, plane.ventricle))
     mask = _shrink(ventricle, size) > 0.5
     brain = np.clip(t1 * 4, 0, 1)

@@ -3,6 +3,8 @@
 # Sourced by demo.sh and test.sh, which run from the repository's root.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# Threads that wait by spinning slow everything down tenfold when other work shares the cores.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 
 setup_venv() {
   local stamp=.venv/pairsmith.stamp wanted

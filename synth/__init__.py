@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from synth.core.lazy import publish
 
 _HOMES = {
     "load_pairs": "synth.formats", "load_images": "synth.formats",
@@ -15,15 +15,4 @@ _HOMES = {
     "UserError": "synth.core.checks",
 }
 
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> object:
-    """Returns a public name, importing its home on first use (PEP 562): `import synth` stays fast."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'synth' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__ = publish(__name__, _HOMES)

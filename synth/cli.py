@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,6 +13,7 @@ from synth.core.shell import refuse, required, run, say, take, take_number
 
 if TYPE_CHECKING:
     from synth.core.pairs import PairSet
+    from synth.diffusion.settings import DataSettings
     from synth.draw import DrawSettings
     from synth.gates.gates import Predict
 
@@ -21,6 +23,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 CONFIG = typer.Argument(..., help="YAML file of settings, e.g. configs/tiny/inpaint.yaml")
 OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="settings that replace the file's")
 DRY_RUN = typer.Option(False, "--dry-run", help="print the resolved settings and stop")
+CHECK_ONLY = typer.Option(False, "--dry-run", help="read and check everything, write nothing")
 FOLDER = typer.Argument(..., help="folder of pairs, in any supported format")
 
 
@@ -53,13 +56,20 @@ def _settings(config: Path | None, overrides: list[str]) -> DrawSettings:
     return load_config(DrawSettings, config, overrides)
 
 
-def _load_labelled(rest: list[str]) -> tuple[PairSet, list[str]]:
+def _take_data(overrides: list[str]) -> tuple[DataSettings, list[str]]:
+    """Returns the data.* settings among `overrides`, and the other overrides."""
+    from synth.core.config import load_config
+    from synth.diffusion.settings import DataSettings
+
+    mine = [o.removeprefix("data.") for o in overrides if o.startswith("data.")]
+    return load_config(DataSettings, {}, mine), [o for o in overrides if not o.startswith("data.")]
+
+
+def _load_labelled(data: DataSettings) -> PairSet:
     from synth.formats import load_pairs
 
-    folder, rest = take(rest, "data.labelled")
-    mask_map, rest = take(rest, "data.mask_map")
-    channels, rest = take_number(rest, "data.channels", None)
-    return load_pairs(required(folder, "data.labelled", "data/labelled"), mask_map=mask_map, channels=channels), rest
+    folder = required(data.labelled, "data.labelled", "data/labelled")
+    return load_pairs(folder, mask_map=data.mask_map, channels=data.channels)
 
 
 def _load_judge(folder: str, *, size: int) -> Predict:
@@ -89,16 +99,15 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
 
     generator_dir, rest = take(overrides, "generator")
     judge_dir, rest = take(rest, "judge")
-    unlabelled_dir, rest = take(rest, "data.unlabelled")
     out, rest = take(rest, "out")
     n, rest = take_number(rest, "n", 100)
     seed, rest = take_number(rest, "seed", 0)
     size, rest = take_number(rest, "size", None)
-    own = [o for o in rest if not o.startswith("data.")]
-    settings = _settings(config, own)
+    data, rest = _take_data(rest)
+    settings = _settings(config, rest)
     if dry_run:
-        typer.echo(f"generator: {generator_dir}\njudge: {judge_dir}\nn: {n}\nseed: {seed}\nout: {out}\n"
-                   + to_yaml(settings), nl=False)
+        typer.echo(f"generator: {generator_dir}\njudge: {judge_dir}\nn: {n}\nseed: {seed}\nsize: {size}\nout: {out}\n"
+                   + "data:\n" + indent(to_yaml(data), "  ") + to_yaml(settings), nl=False)
         return
     from synth.draw import draw as run_draw
     from synth.fit import load_generator
@@ -107,11 +116,11 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
 
     out = required(out, "out", "data/made")
     generator = None if no_paint else load_generator(required(generator_dir, "generator", "runs/painter"))
-    labelled, _ = _load_labelled([o for o in rest if o.startswith("data.")])
+    labelled = _load_labelled(data)
     gates = None
     if generator is not None:
-        training = load_images(unlabelled_dir, channels=labelled.info.channels, like=labelled.info) \
-            if unlabelled_dir else None
+        training = load_images(data.unlabelled, channels=labelled.info.channels, like=labelled.info) \
+            if data.unlabelled else None
         judge = _load_judge(judge_dir, size=generator.size) if judge_dir else None
         gates = default_gates(judge, labelled, training=_join(labelled, training), size=generator.size)
     made = run_draw(generator, labelled, n=n, seed=seed, gates=gates, out=out, config=settings, size=size)
@@ -128,20 +137,31 @@ def _join(labelled: PairSet, unlabelled: object) -> object:
 
 
 @app.command()
-def layouts(overrides: list[str] = OVERRIDES) -> None:
+def layouts(overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
     """Show random layouts: synth layouts data.labelled=DIR size=64 n=32 seed=0 out=layouts.png."""
-    from synth.draw import draw as run_draw
-    from synth.show import save_grid
+    from synth.core.config import to_yaml
 
-    labelled, rest = _load_labelled(overrides or [])
+    data, rest = _take_data(overrides or [])
     n, rest = take_number(rest, "n", 32)
     seed, rest = take_number(rest, "seed", 0)
     size, rest = take_number(rest, "size", 64)
     out, rest = take(rest, "out")
+    settings = _settings(None, rest)
+    if dry_run:
+        typer.echo(f"n: {n}\nseed: {seed}\nsize: {size}\nout: {out}\ndata:\n" + indent(to_yaml(data), "  ")
+                   + to_yaml(settings), nl=False)
+        return
+    from synth.draw import draw as run_draw
+    from synth.show import save_grid
+
     out = Path(required(out, "out", "layouts.png"))
-    made = run_draw(None, labelled, n=n, seed=seed, size=size, out=out.with_suffix(""), overrides=rest)
-    save_grid(made, out)
-    say(f"{out}: {len(made)} layouts; the pairs are in {out.with_suffix('')}")
+    if out.suffix != ".png":
+        raise UserError(f"out={out}", rule="it names a picture; the pairs go into a folder of that name without .png",
+                        repair="write out=layouts.png")
+    made = run_draw(None, _load_labelled(data), n=n, seed=seed, size=size, out=out.with_suffix(""), config=settings)
+    if made is not None:
+        save_grid(made, out)
+        say(f"{out}: {len(made)} layouts; the pairs are in {out.with_suffix('')}")
 
 
 @app.command()
@@ -151,7 +171,7 @@ def audit(folder: Path = FOLDER) -> None:
     from synth.show import summary
 
     faults = verify_shards(folder)
-    for line in (*summary(folder), *faults):
+    for line in faults or summary(folder):  # a damaged set may not open, so there is no summing it up
         say(line)
     if faults:
         raise UserError(str(folder), rule=f"{len(faults)} fault(s), listed above",
@@ -161,7 +181,8 @@ def audit(folder: Path = FOLDER) -> None:
 
 @app.command()
 def export(folder: Path = FOLDER, overrides: list[str] = OVERRIDES,
-           without_group: str = typer.Option("", help="leave out everything that stems from this group")) -> None:
+           without_group: str = typer.Option("", help="leave out everything that stems from this group"),
+           dry_run: bool = CHECK_ONLY) -> None:
     """Write a set for people and other tools: synth export DIR out=DIR [format=imagefolder|folder]."""
     from synth.formats import load_pairs, write_folder, write_imagefolder
 
@@ -172,15 +193,20 @@ def export(folder: Path = FOLDER, overrides: list[str] = OVERRIDES,
     if (kind or "imagefolder") not in writers:
         raise UserError(f"format={kind}", rule="no such format", repair="take imagefolder or folder")
     pairs = load_pairs(folder)
+    n_before = len(pairs)
     if without_group:
         pairs = pairs.without_group(without_group)
     out = Path(required(out, "out", "exported"))
+    left_out = f", {n_before - len(pairs)} of group {without_group} left out" if without_group else ""
+    if dry_run:
+        say(f"would write {len(pairs)} pairs to {out}{left_out}")
+        return
     writers[kind or "imagefolder"](pairs, out)
-    say(f"{out}: {len(pairs)} pairs")
+    say(f"{out}: {len(pairs)} pairs{left_out}")
 
 
 @app.command("import")
-def import_(folder: Path = FOLDER, overrides: list[str] = OVERRIDES) -> None:
+def import_(folder: Path = FOLDER, overrides: list[str] = OVERRIDES, dry_run: bool = CHECK_ONLY) -> None:
     """Check a folder and write it clean: synth import DIR out=DIR [mask_map=0:0,255:1] [channels=1]."""
     from synth.formats import load_pairs, write_folder
 
@@ -190,8 +216,12 @@ def import_(folder: Path = FOLDER, overrides: list[str] = OVERRIDES) -> None:
     refuse(rest, "mask_map=, channels= and out=")
     pairs = load_pairs(folder, mask_map=mask_map, channels=channels)
     out = Path(required(out, "out", "data/labelled"))
+    found = f"{len(pairs)} pairs, classes {', '.join(pairs.info.classes)}"
+    if dry_run:
+        say(f"would write {found} to {out}")
+        return
     write_folder(pairs, out)
-    say(f"{out}: {len(pairs)} pairs, classes {', '.join(pairs.info.classes)}")
+    say(f"{out}: {found}")
 
 
 @app.command()

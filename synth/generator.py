@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from synth.core.checks import UserError
+
 
 class Generator(ABC):
     """A fitted model that draws images for label masks. Abstract; its subclasses are diffusers pipelines."""
@@ -40,3 +42,16 @@ class Generator(ABC):
     @abstractmethod
     def content_hash(self) -> str:
         """Returns 16 hexadecimal digits that identify the fitted weights and their configuration."""
+
+
+def check_request(generator: Generator, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int]) -> None:
+    """Returns nothing; raises if image (B, C, H, W), mask (B, H, W) and seeds are not what `generator` can draw.
+
+    Raises:
+        UserError: naming what it got and what it takes. One seed for several images would give all of them one noise.
+    """
+    b, c, size = len(seeds), generator.channels, generator.size
+    if tuple(image.shape) != (b, c, size, size) or tuple(mask.shape) != (b, size, size):
+        raise UserError(f"image {tuple(image.shape)}, mask {tuple(mask.shape)}, {b} seed(s)",
+                        rule=f"this generator takes images (B, {c}, {size}, {size}), masks (B, {size}, {size}) and B "
+                        f"seeds", repair=f"resize to {size} px and give one seed per image")

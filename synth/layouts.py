@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from synth.core.config import Settings
 from synth.core.rng import uniform
@@ -24,7 +24,7 @@ class LayoutSettings(Settings):
     """
 
     flip: bool = True
-    scale: tuple[float, float] = (0.8, 1.2)
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.2)
     rotate_deg: float = Field(20.0, ge=0, le=180)
     shift: float = Field(0.15, ge=0, le=0.5)
     min_foreground: float = Field(0.6, ge=0, le=1)

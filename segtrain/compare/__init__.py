@@ -136,6 +136,7 @@ def _data_facts(bench: Bench) -> DataFacts:
     training = parts.training()
     draws = tuple(DrawFacts(d.index, d.labelled, len({groups[i] for i in d.labelled}), len(training) - len(d.labelled))
                   for d in parts.draws)
-    return DataFacts(info.name, info.modality, parts.labelled.where, info.classes, info.channels, bench.settings.size,
+    name = Path(parts.labelled.where).name if info.name == "unnamed" else info.name
+    return DataFacts(name, info.modality, parts.labelled.where, info.classes, info.channels, bench.settings.size,
                      len(training), len(set(training.groups)), len(parts.test), len(set(parts.test.groups)),
                      tuple(sorted(set(parts.test.groups))), parts.source, draws)

@@ -144,6 +144,7 @@ class _Run:
             write_text(path, "".join(whole))
 
     def add(self, scalars: dict[str, torch.Tensor], label: str) -> None:
+        """Adds each scalar, of shape (), to the meter. Raises FloatingPointError if one is not finite."""
         # At every step, so that no checkpoint holds the weights that a loss of nan leaves behind.
         for key, value in ((k, float(v)) for k, v in scalars.items()):
             if not math.isfinite(value):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from synth.core.checks import UserError
 from synth.core.loop import Batch, Batches, Recipe, cosine
 from synth.core.pairs import Arrays
 from synth.core.rng import derive_seed
@@ -93,10 +94,11 @@ def rows_of(step: int, rank: int, n_ranks: int, *, n: int, batch_size: int, seed
     """Returns this rank's rows of a step's batch: epochs of seeded permutations, cut into batches.
 
     Raises:
-        ValueError: if the batch cannot be shared evenly.
+        UserError: if the batch cannot be shared evenly.
     """
     if batch_size % n_ranks:
-        raise ValueError(f"batch_size {batch_size} is not a multiple of the {n_ranks} processes; change batch_size")
+        raise UserError(f"batch_size={batch_size}", rule=f"it is no multiple of the {n_ranks} processes",
+                        repair="change batch_size or the number of processes")
     rows = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, offset = divmod(position, n)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
@@ -17,10 +19,11 @@ def build_denoiser(settings: DenoiserSettings, *, latent_channels: int, latent_s
     """Returns an untrained UNet2DModel on latents (B, latent_channels, latent_size, latent_size)."""
     down = tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in settings.attention)
     up = tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(settings.attention))
+    group = math.gcd(32, *settings.widths)  # 32, but for nets too small for it
     return UNet2DModel(
         sample_size=latent_size, in_channels=latent_channels, out_channels=latent_channels,
         block_out_channels=settings.widths, layers_per_block=settings.layers, down_block_types=down,
-        up_block_types=up, attention_head_dim=32, norm_num_groups=32, dropout=settings.dropout)
+        up_block_types=up, attention_head_dim=group, norm_num_groups=group, dropout=settings.dropout)
 
 
 def build_scheduler() -> DDIMScheduler:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from diffusers.utils import logging as diffusers_logging
 
 from synth.core.checks import UserError
@@ -92,18 +93,32 @@ def load_pipeline(folder: Path) -> InpaintPipeline:
         diffusers_logging.enable_progress_bar()
 
 
+def _check_settings(settings: InpaintSettings, *, n_ranks: int) -> None:
+    ae, dn = settings.autoencoder, settings.denoiser
+    side = 2 ** (len(ae.widths) + len(dn.widths) - 2)
+    if settings.size % side:
+        raise UserError(f"size={settings.size}", rule=f"the size must be a multiple of {side} for these widths",
+                        repair="choose such a size")
+    if len(dn.attention) != len(dn.widths):
+        raise UserError(f"denoiser.attention={list(dn.attention)}", rule="it has one entry for each of "
+                        f"denoiser.widths={list(dn.widths)}", repair="write as many of both")
+    for name, batch_size in (("autoencoder", ae.batch_size), ("denoiser", dn.batch_size)):
+        if batch_size % n_ranks:
+            raise UserError(f"{name}.batch_size={batch_size}", rule=f"it is no multiple of the {n_ranks} processes",
+                            repair="change it or the number of processes")
+
+
 def fit_inpaint(
     settings: InpaintSettings, labelled: PairSet, unlabelled: ImageSet | None, out: Path
 ) -> InpaintPipeline:
     """Returns the fitted pipeline, saved in `out`; running again resumes, or returns at once when finished.
 
     Only images are used, never masks: labelled and unlabelled ones of the training split.
+
+    Raises:
+        UserError: if the settings or the sets do not fit together, or `out` holds another run.
     """
-    factor = 2 ** (len(settings.autoencoder.widths) - 1)
-    if settings.size % (factor * 2 ** (len(settings.denoiser.widths) - 1)):
-        raise UserError(f"size={settings.size}", rule=f"the size must be a multiple of "
-                        f"{factor * 2 ** (len(settings.denoiser.widths) - 1)} for these widths",
-                        repair="choose such a size")
+    _check_settings(settings, n_ranks=PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes)
     arrays = training_images(labelled, unlabelled, settings.size)
     identity = settings.model_dump(mode="json", exclude={"data", "out"})
     claim_folder(out, kind="inpaint", identity={"settings": identity, "images": arrays.fingerprint()})

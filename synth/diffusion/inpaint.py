@@ -12,12 +12,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DMod
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from synth.core.checks import UserError
 from synth.core.files import hash_json, sha256
 from synth.core.rng import randn_each, sample_rng
 from synth.core.space import from_channels, labels_to_keep, unit_to_pixels
 from synth.diffusion.autoencoder import latents_to_unit, unit_to_latents
 from synth.diffusion.samplers import Denoise, Known, resampling_walk, sample_ddim
-from synth.generator import Generator
+from synth.generator import Generator, check_request
 
 
 @dataclass
@@ -44,7 +45,7 @@ def blend_alpha(keep: torch.Tensor, *, width_px: int) -> torch.Tensor:
     The mask is dilated first and then blurred by as much, so that every foreground pixel has weight exactly 1 and
     the transition lies outside the label.
     """
-    r = max(1, width_px // 2)
+    r = width_px // 2
     grown = F.max_pool2d(keep[:, None].float(), 2 * r + 1, stride=1, padding=r)
     kernel = torch.hann_window(2 * r + 3, periodic=False, device=keep.device)[1:-1]
     kernel = kernel / kernel.sum()
@@ -100,13 +101,15 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         return {"sampler": "ddim", "scheduler": type(self.scheduler).__name__, **{k: self.config[k] for k in keys}}
 
     def content_hash(self) -> str:
-        """Returns 16 hexadecimal digits over weights, latent scale, schedule and sampler settings."""
+        """Returns 16 hexadecimal digits over weights and configuration of all parts, and the sampler settings."""
         parts: dict[str, object] = {"sampler": self.sampler_settings(), "range": self.intensity_range,
                                     "alphas": sha256(self.scheduler.alphas_cumprod.numpy().tobytes())}
+        for name, part in (("vae", self.vae), ("unet", self.unet), ("scheduler", self.scheduler)):
+            # Keys that begin with "_" say where a part was loaded from and by which version, not what it is.
+            parts[f"{name}_config"] = {k: v for k, v in part.config.items() if not k.startswith("_")}
         for name, net in (("vae", self.vae), ("unet", self.unet)):
             weights = b"".join(v.detach().cpu().contiguous().numpy().tobytes() for v in net.state_dict().values())
             parts[name] = sha256(weights)
-        parts["scale"] = [self.vae.config.scaling_factor, self.vae.config.shift_factor]
         return hash_json(parts)
 
     def levels(self, n_steps: int, *, strength: float = 1.0) -> tuple[torch.Tensor, list[int]]:
@@ -118,6 +121,9 @@ class InpaintPipeline(DiffusionPipeline, Generator):
 
     def _denoise(self, alphas: torch.Tensor, steps: list[int]) -> Denoise:
         kind = self.scheduler.config.prediction_type
+        if kind not in ("v_prediction", "epsilon"):
+            raise UserError(f"prediction_type={kind}", rule="the denoiser predicts v or epsilon",
+                            repair="swap in a scheduler made with from_config(pipeline.scheduler.config)")
 
         def denoise(latents: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
             a = alphas[level]
@@ -135,18 +141,24 @@ class InpaintPipeline(DiffusionPipeline, Generator):
 
         Args:
             strength: in (0, 1]; below 1 painting starts from the source noised to that share of the levels.
-            callback: called with (moves done, moves in all).
+            callback: called with (evaluations done, evaluations in all).
+
+        Raises:
+            UserError: if sizes or seeds do not fit, or `strength` is out of range.
         """
+        check_request(self, image, keep, seeds=seeds)
+        if not 0 < strength <= 1:
+            raise UserError(f"strength={strength}", rule="it lies in (0, 1]", repair="write strength=1.0")
         image, keep = image.to(self.device), keep.to(self.device)
         alphas, steps = self.levels(n_steps or self.config.n_steps, strength=strength)
         alphas = alphas.to(self.device)
         walk = resampling_walk(len(steps), jump_length=self.config.jump_length, jump_repeats=self.config.jump_repeats)
         rngs = [sample_rng(s, "paint") for s in seeds]
         source = unit_to_latents(self.vae, image)
-        top = alphas[len(steps)]
-        latents = top.sqrt() * source + (1 - top).sqrt() * randn_each(source.shape[1:], rngs, self.device)
-        if strength >= 1:  # pure noise: nothing of the old surrounding may leak in
-            latents = (latents - top.sqrt() * source) / (1 - top).sqrt()
+        latents = randn_each(source.shape[1:], rngs, self.device)
+        if strength < 1:  # else pure noise: nothing of the old surrounding may leak in
+            top = alphas[len(steps)]
+            latents = top.sqrt() * source + (1 - top).sqrt() * latents
         known = Known(source, keep_to_latent(keep, factor=self.factor, margin_cells=self.config.margin_cells),
                       [sample_rng(s, "known") for s in seeds])
         denoise = self._denoise(alphas, steps)
@@ -176,7 +188,12 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         Args:
             seeds: one per image. output_type: "pil", "np" or "pt".
             callback_on_step_end: called with (evaluations done, evaluations in all).
+
+        Raises:
+            UserError: as `paint`, or for an unknown `output_type`.
         """
+        if output_type not in ("pil", "np", "pt"):
+            raise UserError(f"output_type={output_type}", rule="no such form", repair="take pil, np or pt")
         unit = self.paint(image, labels_to_keep(mask), seeds=seeds, n_steps=num_inference_steps, strength=strength,
                           callback=callback_on_step_end).cpu()
         if output_type == "pt":

@@ -120,7 +120,7 @@ def paste_painter(labelled: Arrays, clear: Backgrounds | None, *, seed: int,
         mixed = np.rint(alpha * sources.pixels + (1 - alpha) * under.astype(np.float64)).astype(under.dtype)
         pixels = np.where(keep, sources.pixels, mixed)
         # The soft rim mixes two images: neither label is true there unless both say background.
-        rim = (alpha > 0) & ~keep & (under_labels[:, None] != 0)
+        rim = (alpha > 0) & ~keep & ((under_labels != 0) | (sources.labels != 0))[:, None]
         union = np.where(keep[:, 0], sources.labels, np.where(rim[:, 0], IGNORE, under_labels))
         return Painted(pixels, union.astype(np.uint8), tuple((b.ids[i], b.groups[i]) for b, i in picked))
 

@@ -12,8 +12,9 @@ from pydantic import Field
 from synth.card import dataset_card
 from synth.core.checks import UserError
 from synth.core.config import Settings, load_config
-from synth.core.files import claim_folder
-from synth.core.pairs import ImageSet, Pair, PairSet
+from synth.core.files import claim_folder, sweep
+from synth.core.pairs import Arrays, ImageSet, Pair, PairSet
+from synth.core.rng import one_thread
 from synth.diffusion.inpaint import blend_alpha
 from synth.draw.painters import Painter, clear_backgrounds, generator_painter, no_painter, paste_painter
 from synth.draw.shards import Origin, Plan, draw_shard, kept_hash, ledger_path, shard_is_whole, write_shards
@@ -57,7 +58,8 @@ def _run(out: Path, painter: Painter, *, origin: Origin, gates: Gates | None, se
                           transform=lambda keys: transform_pairs(origin.labelled, keys, rows=rows, seed=seed,
                                                                  layout=settings.layout))
 
-    write_shards(out, plan, draw_one)
+    with one_thread():  # else files would depend on how many processes share the cores
+        write_shards(out, plan, draw_one)
     if not all(shard_is_whole(out, i) for i in range(plan.n_shards)):
         return None  # another process is still at work; whoever ends last writes the card
     return _finish(out, plan, origin)
@@ -67,6 +69,7 @@ def _finish(out: Path, plan: Plan, origin: Origin) -> PairSet:
     entries = [json.loads(ledger_path(out, i).read_text(encoding="utf-8")) for i in range(plan.n_shards)]
     n_kept, n_rejected = (sum(e[k] for e in entries) for k in ("n_kept", "n_rejected"))
     with FileLock(out / ".finish.lock"):
+        sweep(out)  # all shards are whole: nobody is writing any more
         write_dataset_files(out, origin.labelled.info, dataset_card(
             n_kept=n_kept, n_rejected=n_rejected, n_asked=plan.n, classes=origin.labelled.info.classes,
             generator=origin.generator, settings=origin.settings, groups=origin.labelled.groups))
@@ -77,6 +80,13 @@ def _finish(out: Path, plan: Plan, origin: Origin) -> PairSet:
         raise UserError(str(out), rule=f"none of {n_rejected} drawn pairs passed the gates; see the rejected split",
                         repair="train the generator or the judge longer, or loosen the gate that the reasons name")
     return read_shards(out)
+
+
+def _check(n: int, labelled: Arrays) -> None:
+    """Raises before the folder is claimed what would stop the run after it."""
+    if n < 1:
+        raise UserError(f"n={n}", rule="there is nothing to draw", repair="write n=100")
+    rows_with_foreground(labelled)
 
 
 def _claim(out: str | Path, kind: str, settings: Settings, identity: dict[str, object]) -> Path:
@@ -111,6 +121,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
         raise UserError(labelled.where, rule=f"pairs of {arrays.info.channels} channel(s), range "
                         f"{arrays.info.intensity_range}, do not fit a generator of {generator.channels} channel(s), "
                         f"range {generator.intensity_range}", repair="draw from the kind of data it was fitted on")
+    _check(n, arrays)
     name = generator.content_hash() if generator else "none"
     sampler = generator.sampler_settings() if generator else {"sampler": "none"}
     origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True), "inpaint" if generator else "source")
@@ -137,6 +148,7 @@ def draw_copypaste(  # noqa: PLR0913 - as `draw`
     """
     settings, paste = load_config(DrawSettings, config), paste or CopyPasteSettings()
     arrays = labelled.arrays(size)
+    _check(n, arrays)
     pile = unlabelled.arrays(size) if unlabelled is not None and predict is not None else None
     sampler = {"sampler": "copypaste", **paste.model_dump()}
     folder = _claim(out, "copypaste", settings, {
@@ -150,7 +162,11 @@ def draw_copypaste(  # noqa: PLR0913 - as `draw`
 
 
 def verify_shards(folder: str | Path) -> list[str]:
-    """Returns what is wrong with a drawn folder, one line each: changed files, changed kept pixels. Empty = nothing."""
+    """Returns what is wrong with a drawn folder, one line each: changed files, changed kept pixels. Empty = nothing.
+
+    Raises:
+        UserError: if `folder` holds no drawn set.
+    """
     out, faults = Path(folder), []
     ledgers = sorted((out / "ledger").glob("*.json"))
     if not ledgers:
@@ -158,7 +174,10 @@ def verify_shards(folder: str | Path) -> list[str]:
     for path in ledgers:
         if not shard_is_whole(out, int(path.stem)):
             faults.append(f"shard {path.stem}: a file is missing or its hash differs from the ledger")
-    for pair in read_shards(out):
-        if pair.made and kept_hash(pair.image, pair.mask) != pair.made.kept_sha256:
-            faults.append(f"{pair.id}: a pixel under the foreground differs from the transformed source")
+    try:
+        for pair in read_shards(out):
+            if pair.made and kept_hash(pair.image, pair.mask) != pair.made.kept_sha256:
+                faults.append(f"{pair.id}: a pixel under the foreground differs from the transformed source")
+    except UserError as error:  # a shard that is missing or does not open is a fault like any other
+        faults.append(str(error))
     return faults

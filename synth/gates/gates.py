@@ -14,6 +14,7 @@ from synth.core.checks import IGNORE
 from synth.core.config import Settings
 from synth.core.files import hash_json, sha256
 from synth.core.pairs import Arrays, ImageSet, PairSet
+from synth.core.rng import one_thread
 from synth.core.space import labels_to_keep, pixels_to_unit
 from synth.gates.scores import faithfulness, false_foreground, highest_correlation, thumbnails
 
@@ -72,6 +73,9 @@ class Gates:
 THUMB = 32
 """Side of the thumbnails that novelty compares, px."""
 
+LEAST_FAITHFULNESS = 0.01
+"""Dice below which no pair is kept, whatever the calibration: a judge that sees nothing vouches for nothing."""
+
 NO_SECOND_GROUP = 0.98
 """Highest correlation allowed where all images are of one group and nothing can be calibrated."""
 
@@ -96,7 +100,8 @@ def _real_correlation(bank: torch.Tensor, groups: tuple[str, ...], quantile: flo
 @torch.no_grad()
 def predict_batched(predict: Predict, images: torch.Tensor, *, batch_size: int = 16) -> torch.Tensor:
     """Returns the judge's probabilities (N, K, H, W) of unit images (N, C, H, W), on the CPU."""
-    return torch.cat([predict(chunk).float().cpu() for chunk in images.split(batch_size)])
+    with one_thread():
+        return torch.cat([predict(chunk).float().cpu() for chunk in images.split(batch_size)])
 
 
 def default_gates(predict: Predict | None, labelled: PairSet, *, training: ImageSet | None = None, size: int,
@@ -118,7 +123,7 @@ def default_gates(predict: Predict | None, labelled: PairSet, *, training: Image
         labels = torch.from_numpy(pairs.masks.astype(np.int64))
         there = labels_to_keep(labels).any(2).any(1)
         scores = faithfulness(probabilities, labels)[there]
-        min_faithfulness = settings.faithfulness * float(scores.median())
+        min_faithfulness = max(LEAST_FAITHFULNESS, settings.faithfulness * float(scores.median()))
         answers = sha256(probabilities.numpy().tobytes())
     identity = hash_json({"settings": settings.model_dump(), "faithfulness": min_faithfulness, "answers": answers,
                           "correlation": max_correlation, "bank": sha256(bank.numpy().tobytes())})

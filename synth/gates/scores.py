@@ -45,6 +45,8 @@ def highest_correlation(thumbs: torch.Tensor, region: torch.Tensor, bank: torch.
     Args:
         thumbs: (B, D). region: (B, D) in {0, 1}, the painted part. bank: (N, D), training images.
     """
+    # In double: sums of squares of a dark, flat region cancel to nothing in single precision.
+    thumbs, region, bank = thumbs.double(), region.double(), bank.double()
     n = region.sum(1, keepdim=True).clamp(min=1)
     mean = (thumbs * region).sum(1, keepdim=True) / n
     centred = (thumbs - mean) * region

@@ -1,0 +1,360 @@
+"""Drawing: byte-identical shards however they were made, exact foregrounds, provenance, refusals, the control."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from phantom import make_phantom
+from tiny import blind_judge, brightness_judge, files_of, launch, squares, tiny_pipeline
+
+import synth
+from synth.core.checks import UserError
+from synth.core.pairs import Arrays, ImageSet, PairSet, memory_set
+from synth.core.rng import sample_rng
+from synth.core.space import from_channels, pixels_to_unit, to_channels, unit_to_pixels
+from synth.diffusion.inpaint import blend_alpha
+from synth.draw.painters import clear_backgrounds, paste_painter
+from synth.draw.shards import kept_hash
+from synth.draw.sources import transform_pairs
+from synth.formats import load_pairs, read_shards
+from synth.gates import Gates, GateSettings, default_gates
+from synth.layouts import Affine, LayoutSettings, apply_image, apply_mask
+
+HERE = Path(__file__).parent
+PAIRS = squares(6)
+CONFIG = {"shard_size": 2, "batch_size": 3, "max_tries": 8}
+
+
+def half_strict() -> Gates:
+    """Returns gates that reject about half of what an untrained generator draws."""
+    return default_gates(None, PAIRS, size=32, settings=GateSettings(novelty_quantile=0.5))
+
+
+def drawn(out: Path, *, n: int = 5, seed: int = 3, gates: Gates | None = None, pairs: PairSet = PAIRS) -> PairSet | None:
+    """Returns n pairs drawn into `out` by the tiny pipeline."""
+    return synth.draw(tiny_pipeline(), pairs, n=n, seed=seed, gates=gates, out=out, config=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[PairSet, Path]:
+    """Returns five gated pairs and their folder."""
+    out = tmp_path_factory.mktemp("draw") / "made"
+    pairs = drawn(out, gates=half_strict())
+    assert pairs is not None
+    return pairs, out
+
+
+def test_n_pairs_are_kept_and_the_rejected_ones_lie_apart(made: tuple[PairSet, Path]) -> None:
+    pairs, out = made
+    rejected = read_shards(out, "rejected")
+    assert len(pairs) == 5 and len(set(pairs.ids) | set(rejected.ids)) == 5 + len(rejected)
+    assert all(item.made.verdict == "kept" and item.made.reason == "" for item in pairs.items)
+    assert all(item.made.verdict == "rejected" and item.made.reason.startswith("correlation")
+               for item in rejected.items)
+    assert sorted(p.name for p in (out / "data").iterdir()) == [
+        f"{split}-0000{i}-of-00003.parquet" for split in ("rejected", "train") for i in range(3)]
+    for pair in pairs:
+        assert pair.image.shape == pair.mask.shape == (32, 32) and pair.origin == "synthetic"
+        assert set(np.unique(pair.mask)) <= {0, 1, 255} and (pair.mask == 1).any()
+
+
+def test_the_same_command_elsewhere_writes_the_same_bytes(made: tuple[PairSet, Path], tmp_path: Path) -> None:
+    drawn(tmp_path / "again", gates=half_strict())
+    assert files_of(tmp_path / "again") == files_of(made[1])
+
+
+def test_the_number_of_threads_changes_no_byte(made: tuple[PairSet, Path], tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        drawn(tmp_path / "threads", gates=half_strict())
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert files_of(tmp_path / "threads") == files_of(made[1])
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_two_ranks_write_the_same_bytes_in_any_order(made: tuple[PairSet, Path], tmp_path: Path, order: list[int],
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    results = []
+    for rank in order:
+        monkeypatch.setenv("RANK", str(rank))
+        results.append(drawn(tmp_path / "ranks", gates=half_strict()))
+    assert results[0] is None and results[1] is not None and len(results[1]) == 5
+    assert files_of(tmp_path / "ranks") == files_of(made[1])
+
+
+def test_kill_9_at_random_moments_changes_no_byte(tmp_path: Path) -> None:
+    done = launch([HERE / "killed.py", "draw", tmp_path])
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["codes"] == [0, 0] and said["hits"] >= 1, (said, done.stderr)
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "killed"), said
+    assert len(read_shards(tmp_path / "killed")) == 12 and len(read_shards(tmp_path / "killed", "rejected")) > 0
+
+
+@pytest.mark.slow
+def test_accelerate_launch_with_two_processes_writes_the_same_bytes(tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "painter")
+    synth.write_folder(PAIRS, tmp_path / "labelled")
+    words = [tmp_path / "draw.yaml", f"generator={tmp_path}/painter", f"data.labelled={tmp_path}/labelled", "n=5",
+             "seed=3"]
+    (tmp_path / "draw.yaml").write_text(json.dumps(CONFIG))  # JSON is YAML
+    one = launch(["-m", "synth.cli", "draw", *words, f"out={tmp_path}/one"])
+    two = launch(["-m", "synth.cli", "draw", *words, f"out={tmp_path}/two"], n_processes=2)
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    assert "5 pairs kept of 5" in one.stdout and "5 pairs kept of 5" in two.stdout
+
+
+def test_running_again_touches_nothing(made: tuple[PairSet, Path]) -> None:
+    _, out = made
+    before = {p: p.stat().st_mtime_ns for p in (out / "data").iterdir()}
+    again = drawn(out, gates=half_strict())
+    assert again is not None and again.ids == made[0].ids
+    assert {p: p.stat().st_mtime_ns for p in (out / "data").iterdir()} == before
+
+
+def coloured() -> PairSet:
+    """Returns RGB phantom pairs."""
+    return make_phantom(4, size=32, channels=3)
+
+
+def deep() -> PairSet:
+    """Returns 16-bit grey phantom pairs."""
+    return make_phantom(4, size=32, bit_depth=16, n_classes=3)
+
+
+@pytest.mark.parametrize("pairs", [PAIRS, coloured(), deep()], ids=["grey", "rgb", "16 bit"])
+def test_the_foreground_is_bit_identical_to_the_unpainted_source(pairs: PairSet, tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(channels=pairs.info.channels, value_range=pairs.info.intensity_range)
+    painted = synth.draw(pipeline, pairs, n=4, seed=3, out=tmp_path / "painted", config=CONFIG)
+    source = synth.draw(None, pairs, n=4, seed=3, out=tmp_path / "source", config=CONFIG, size=32)
+    assert [i.removeprefix("inpaint-") for i in painted.ids] == [i.removeprefix("source-") for i in source.ids]
+    for a, b in zip(painted, source, strict=True):
+        keep = b.mask > 0
+        assert a.image.dtype == b.image.dtype == pairs.info.dtype and np.array_equal(a.mask, b.mask)
+        assert keep.any() and np.array_equal(a.image[keep], b.image[keep])
+        assert (a.image[~keep] != b.image[~keep]).mean() > 0.5
+        assert a.made.kept_sha256 == b.made.kept_sha256 == kept_hash(b.image, b.mask)
+
+
+def test_provenance_is_enough_to_draw_a_pair_again(made: tuple[PairSet, Path]) -> None:
+    pipeline, sources = tiny_pipeline(), {pair.id: pair for pair in PAIRS}
+    for pair in made[0]:
+        parent = sources[pair.made.parents[0]]
+        assert pair.made.parent_groups == (parent.group,) == (pair.group,)
+        params = Affine(**json.loads(pair.made.layout))
+        labels, pixels = apply_mask(parent.mask, params), apply_image(to_channels(parent.image), params)
+        assert np.array_equal(labels > 0, pair.mask == 1) and pair.made.generator == pipeline.content_hash()
+        assert json.loads(pair.made.settings) == pipeline.sampler_settings()
+        unit = pipeline.sample(pixels_to_unit(pixels[None], (0, 255)), torch.from_numpy(labels.astype(np.int64))[None],
+                               seeds=[pair.made.seed])
+        again = from_channels(unit_to_pixels(unit, (0, 255), np.dtype(np.uint8))[0])
+        assert np.abs(again.astype(int) - pair.image.astype(int)).max() <= 1, "up to rounding of another batch size"
+
+
+def test_a_damaged_file_is_found_and_drawn_anew(tmp_path: Path) -> None:
+    out = tmp_path / "made"
+    drawn(out, gates=half_strict())
+    whole = files_of(out)
+    assert synth.verify_shards(out) == []
+    victim = out / "data" / "train-00001-of-00003.parquet"
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(bytes(data))
+    assert synth.verify_shards(out)[0].startswith("shard 00001:")
+    drawn(out, gates=half_strict())
+    assert files_of(out) == whole and synth.verify_shards(out) == []
+    victim.unlink()
+    assert any("shard 00001" in fault for fault in synth.verify_shards(out))
+    drawn(out, gates=half_strict())
+    assert files_of(out) == whole
+
+
+def test_a_changed_foreground_pixel_is_found_though_file_and_ledger_agree(tmp_path: Path) -> None:
+    out = tmp_path / "made"
+    drawn(out, n=2)
+    pairs = list(read_shards(out))
+    image = pairs[0].image.copy()
+    image[tuple(np.argwhere(pairs[0].mask == 1)[0])] ^= 1
+    name = "data/train-00000-of-00001.parquet"
+    digest = synth.formats.write_shard([dataclasses.replace(pairs[0], image=image), pairs[1]], out / name)
+    ledger = out / "ledger" / "00000.json"
+    entry = json.loads(ledger.read_text())
+    ledger.write_text(json.dumps({**entry, "files": {**entry["files"], name: digest}}))
+    faults = synth.verify_shards(out)
+    assert len(faults) == 1 and faults[0].startswith(pairs[0].id)
+    with pytest.raises(UserError, match="no ledger"):
+        synth.verify_shards(tmp_path)
+
+
+def test_another_draw_into_the_same_folder_is_refused(made: tuple[PairSet, Path]) -> None:
+    _, out = made
+    before = files_of(out)
+    for changes in ({"seed": 4}, {"n": 6}, {"gates": None}, {"pairs": squares(6, seed=9)}):
+        with pytest.raises(UserError, match="another draw run"):
+            drawn(out, **{"gates": half_strict(), **changes})
+    with pytest.raises(UserError, match="another draw run .*settings"):
+        synth.draw(tiny_pipeline(), PAIRS, n=5, seed=3, gates=half_strict(), out=out, config=CONFIG,
+                   overrides=["layout.flip=false"])
+    assert files_of(out) == before
+
+
+def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    empty = memory_set([p.image for p in PAIRS], [np.zeros_like(p.mask) for p in PAIRS], PAIRS.info, ids=PAIRS.ids,
+                       groups=PAIRS.groups)
+    out = tmp_path / "made"
+    with pytest.raises(UserError, match="no mask shows any foreground"):
+        drawn(out, pairs=empty)
+    with pytest.raises(UserError, match="n=0"):
+        drawn(out, n=0)
+    with pytest.raises(UserError, match="3 channel"):
+        drawn(out, pairs=coloured())
+    with pytest.raises(UserError, match="range"):
+        drawn(out, pairs=deep())
+    with pytest.raises(UserError, match="size"):
+        synth.draw(None, PAIRS, n=2, out=out)
+    assert not out.exists()
+
+
+def test_datasets_opens_what_was_drawn(made: tuple[PairSet, Path], tmp_path: Path) -> None:
+    import datasets
+
+    loaded = datasets.load_dataset(str(made[1]), cache_dir=str(tmp_path))
+    assert set(loaded) == {"train", "rejected"} and len(loaded["train"]) == 5
+    row = loaded["train"][0]
+    pair = made[0][0]
+    assert row["id"] == pair.id and np.array_equal(np.asarray(row["image"]), pair.image)
+    assert np.array_equal(np.asarray(row["mask"]), pair.mask) and row["parents"] == list(pair.made.parents)
+    assert json.loads(row["scores"]) == pair.made.scores
+
+
+def test_without_rejections_there_is_no_empty_split(tmp_path: Path) -> None:
+    drawn(tmp_path / "made", n=3)
+    assert not list((tmp_path / "made" / "data").glob("rejected-*"))
+    assert "rejected" not in (tmp_path / "made" / "README.md").read_text().split("---")[1]
+    before = files_of(tmp_path / "made")
+    drawn(tmp_path / "made", n=3)
+    assert files_of(tmp_path / "made") == before and synth.verify_shards(tmp_path / "made") == []
+
+
+def test_if_nothing_passes_the_reasons_can_be_read(tmp_path: Path) -> None:
+    gates = default_gates(blind_judge, PAIRS, size=32)
+    for _ in range(2):
+        with pytest.raises(UserError, match="none of 18 drawn pairs passed"):
+            synth.draw(tiny_pipeline(), PAIRS, n=2, gates=gates, out=tmp_path / "made", config=CONFIG)
+    rejected = read_shards(tmp_path / "made", "rejected")
+    assert len(rejected) == 18 and all("faithfulness 0.00 < 0.01" in i.made.reason for i in rejected.items)
+
+
+def test_every_parent_is_drawn_and_seeds_differ(tmp_path: Path) -> None:
+    made = synth.draw(None, PAIRS, n=60, seed=1, out=tmp_path / "made", size=32)
+    parents = Counter(item.made.parents[0] for item in made.items)
+    assert set(parents) == set(PAIRS.ids) and max(parents.values()) < 25
+    assert len({item.made.seed for item in made.items}) == 60
+    assert len({item.made.layout for item in made.items}) == 60
+
+
+def test_the_children_of_a_group_can_be_left_out(made: tuple[PairSet, Path]) -> None:
+    rest = made[0].without_group("g1")
+    assert 0 < len(rest) < 5 and all("g1" not in item.made.parent_groups for item in rest.items)
+
+
+def rows_for(labelled: Arrays, n: int) -> object:
+    """Returns n transformed sources of `labelled`."""
+    return transform_pairs(labelled, [f"k{i}" for i in range(n)], rows=range(len(labelled)), seed=2,
+                           layout=LayoutSettings())
+
+
+def test_a_pasted_foreground_joins_the_labels_below_it() -> None:
+    labelled = PAIRS.arrays(32)
+    sources = rows_for(labelled, 12)
+    painted = paste_painter(labelled, None, seed=2, blend=lambda keep: blend_alpha(keep, width_px=4))(sources)
+    for i in range(12):
+        name, group = painted.others[i]
+        below = labelled.ids.index(name)
+        assert below != sources.rows[i] and group == labelled.groups[below]
+        keep, under, label = sources.labels[i] > 0, labelled.masks[below], painted.labels[i]
+        assert np.array_equal(painted.pixels[i][:, keep], sources.pixels[i][:, keep])
+        assert (label[keep] == 1).all()
+        alpha = blend_alpha(torch.from_numpy(keep)[None], width_px=4)[0, 0].numpy()
+        rim, far = (alpha > 0) & ~keep, alpha == 0
+        assert np.array_equal(label[far], under[far])
+        assert np.array_equal(painted.pixels[i][:, far], labelled.images[below][:, far])
+        assert (label[rim & (under == 1)] == 255).all() and (label[rim & (under == 0)] == 0).all()
+
+
+def test_the_rim_is_ignored_where_the_source_is_not_sure_itself() -> None:
+    labelled = PAIRS.arrays(32)
+    sources = rows_for(labelled, 4)
+    doubtful = np.where(sources.labels == 0, 255, sources.labels).astype(np.uint8)
+    painter = paste_painter(labelled, None, seed=2, blend=lambda keep: blend_alpha(keep, width_px=4))
+    painted = painter(dataclasses.replace(sources, labels=doubtful))
+    for i in range(4):
+        keep = sources.labels[i] > 0
+        alpha = blend_alpha(torch.from_numpy(keep)[None], width_px=4)[0, 0].numpy()
+        assert (painted.labels[i][(alpha > 0) & ~keep] == 255).all()
+
+
+def pile(n_clear: int = 3, n_full: int = 3) -> ImageSet:
+    """Returns unlabelled images: some without a square, some with one."""
+    pairs = squares(n_clear + n_full, seed=4)
+    images = [np.where((p.mask == 1) & (i < n_clear), 80, p.image).astype(np.uint8) for i, p in enumerate(pairs)]
+    return memory_set(images, None, pairs.info, ids=[f"u{i}" for i in range(len(images))],
+                      groups=[f"pile{i}" for i in range(len(images))])
+
+
+def test_only_images_without_confident_foreground_may_carry_a_paste() -> None:
+    clear = clear_backgrounds(pile().arrays(32), brightness_judge, confidence=0.9, max_share=0.002)
+    assert clear.ids == ("u0", "u1", "u2") and (clear.labels == 0).all()
+    doubting = clear_backgrounds(pile().arrays(32), lambda x: torch.stack([x[:, 0] * 0 + 0.7, x[:, 0] * 0 + 0.3], 1),
+                                 confidence=0.9, max_share=0.002)
+    assert len(doubting.ids) == 6 and (doubting.labels == 255).all(), "doubtful pixels are no background"
+    none = clear_backgrounds(pile(0, 4).arrays(32), brightness_judge, confidence=0.9, max_share=0.002)
+    assert none.ids == () and none.labels.shape == (0, 32, 32)
+
+
+def copies(out: Path, *, n: int = 24, judge: object = brightness_judge, unlabelled: ImageSet | None = None) -> PairSet:
+    """Returns n copy-pasted pairs."""
+    pairs = synth.draw_copypaste(PAIRS, unlabelled, predict=judge, judge="j", n=n, seed=3, size=32, out=out,
+                                 config=CONFIG)
+    assert pairs is not None
+    return pairs
+
+
+def test_copy_paste_uses_both_kinds_of_background_and_the_sources_of_draw(tmp_path: Path) -> None:
+    made = copies(tmp_path / "paste", unlabelled=pile())
+    others = Counter(item.made.parents[1][0] for item in made.items)
+    assert others["u"] >= 5 and others["s"] >= 5
+    assert {p for item in made.items for p in item.made.parents if p.startswith("u")} <= {"u0", "u1", "u2"}
+    assert all(len(item.made.parent_groups) in (1, 2) for item in made.items)
+    source = synth.draw(None, PAIRS, n=24, seed=3, out=tmp_path / "source", config=CONFIG, size=32)
+    for a, b in zip(made, source, strict=True):
+        keep = b.mask == 1
+        assert a.made.layout == b.made.layout and np.array_equal(a.image[keep], b.image[keep])
+        assert a.made.kept_sha256 == kept_hash(a.image, a.mask)
+    assert synth.verify_shards(tmp_path / "paste") == []
+    copies(tmp_path / "again", unlabelled=pile())
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "paste")
+
+
+def test_without_a_judge_or_a_clear_image_only_labelled_backgrounds_are_used(tmp_path: Path) -> None:
+    for name, judge, unlabelled in (("no judge", None, pile()), ("no pile", brightness_judge, None),
+                                    ("all full", brightness_judge, pile(0, 4))):
+        made = copies(tmp_path / name, n=6, judge=judge, unlabelled=unlabelled)
+        assert all(item.made.parents[1].startswith("s") for item in made.items)
+
+
+def test_a_drawn_set_reads_like_any_other(made: tuple[PairSet, Path]) -> None:
+    pairs = load_pairs(made[1])
+    assert pairs.ids == made[0].ids and pairs.info == PAIRS.info
+    assert float(torch.rand(1, generator=sample_rng(0))) >= 0  # reading draws nothing from anywhere

@@ -1,0 +1,140 @@
+"""Layouts: identity, inverses, image and mask moving alike, and what must stay in the frame."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from synth.core.checks import UserError
+from synth.core.config import load_config
+from synth.core.rng import sample_rng
+from synth.layouts import IDENTITY, Affine, LayoutSettings, apply_image, apply_mask, draw_affine, draw_fitting
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 4096, (2, 32, 32)).astype(np.uint16)
+MASK = RNG.integers(0, 3, (32, 32)).astype(np.uint8)
+
+
+def blob(size: int = 64, *, radius: float = 0.3, x: float = 0.1, y: float = -0.2) -> np.ndarray:
+    """Returns labels (size, size): class 1 in a disc, class 2 in its lower half, 255 in a far corner."""
+    rows, columns = np.meshgrid(*(np.linspace(-1, 1, size),) * 2, indexing="ij")
+    disc = np.hypot(rows - y, columns - x) < radius
+    mask = np.where(disc & (rows > y), 2, disc).astype(np.uint8)
+    mask[:6, :6] = 255
+    return mask
+
+
+def edit(**changes: float | bool) -> Affine:
+    """Returns the identity with some parameters changed."""
+    return dataclasses.replace(IDENTITY, **changes)
+
+
+def test_the_identity_changes_nothing() -> None:
+    assert np.array_equal(apply_image(IMAGE, IDENTITY), IMAGE) and np.array_equal(apply_mask(MASK, IDENTITY), MASK)
+    nearly = edit(rotate_deg=1e-9)  # not the shortcut, but the resampling itself
+    assert np.array_equal(apply_image(IMAGE, nearly), IMAGE) and np.array_equal(apply_mask(MASK, nearly), MASK)
+
+
+def test_a_mirrored_pair_is_mirrored_exactly_and_twice_is_back() -> None:
+    flip = edit(flip=True)
+    assert np.array_equal(apply_image(IMAGE, flip), IMAGE[..., ::-1])
+    assert np.array_equal(apply_mask(MASK, flip), MASK[:, ::-1])
+    assert np.array_equal(apply_image(apply_image(IMAGE, flip), flip), IMAGE)
+    assert np.array_equal(apply_mask(apply_mask(MASK, flip), flip), MASK)
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(3, 0), (0, -5), (-7, 2)])
+def test_a_shift_by_whole_pixels_is_exact(dx: int, dy: int) -> None:
+    params = edit(shift_x=dx / 32, shift_y=dy / 32)
+    moved, labels = apply_image(IMAGE, params), apply_mask(MASK, params)
+    rows, columns = slice(max(dy, 0), 32 + min(dy, 0)), slice(max(dx, 0), 32 + min(dx, 0))
+    source_rows, source_columns = slice(max(-dy, 0), 32 + min(-dy, 0)), slice(max(-dx, 0), 32 + min(-dx, 0))
+    assert np.array_equal(moved[:, rows, columns], IMAGE[:, source_rows, source_columns])
+    assert np.array_equal(labels[rows, columns], MASK[source_rows, source_columns])
+    inside = np.zeros((32, 32), bool)
+    inside[rows, columns] = True
+    assert (labels[~inside] == 0).all(), "what moved in has no label"
+
+
+@pytest.mark.parametrize("turn", [90, 180])
+def test_quarter_turns_are_exact(turn: int) -> None:
+    params = edit(rotate_deg=float(turn))
+    turned = np.rot90(MASK, k=-turn // 90)  # positive = clockwise on the screen, where y points down
+    assert np.array_equal(apply_mask(MASK, params), turned)
+    assert np.array_equal(apply_image(IMAGE, params), np.rot90(IMAGE, k=-turn // 90, axes=(1, 2)))
+
+
+def test_scale_multiplies_the_area() -> None:
+    mask = blob(96, radius=0.25, x=0, y=0)
+    area = ((mask > 0) & (mask != 255)).sum()
+    for scale in (0.8, 1.25):
+        moved = apply_mask(mask, edit(scale=scale))
+        assert abs(((moved > 0) & (moved != 255)).sum() / (area * scale**2) - 1) < 0.05
+
+
+def test_image_and_mask_move_alike() -> None:
+    mask, settings = blob(), LayoutSettings(scale=(0.7, 1.4), rotate_deg=180, shift=0.3)
+    coloured = np.stack([np.where(mask == k, 200, 0) for k in (1, 2)]).astype(np.uint8)
+    for seed in range(20):
+        params = draw_affine(sample_rng(seed, "layout"), settings)
+        moved, labels = apply_image(coloured, params), apply_mask(mask, params)
+        assert set(np.unique(labels)) <= {0, 1, 2, 255}
+        for k in (1, 2):  # bilinear and nearest part only at outlines, where the colour is between 0 and 200
+            assert (moved[k - 1][labels == k] >= 50).all()
+            assert moved[k - 1][labels == k].mean() > 185
+
+
+def test_dtype_and_range_survive_and_nothing_black_moves_in() -> None:
+    bright = np.full((1, 32, 32), 4095, np.uint16)
+    moved = apply_image(bright, edit(rotate_deg=33.0, shift_x=0.3, scale=0.8))
+    assert moved.dtype == np.uint16 and (moved == 4095).all()
+
+
+def test_drawn_parameters_stay_within_their_settings() -> None:
+    settings = LayoutSettings(flip=False, scale=(0.5, 2.0), rotate_deg=10, shift=0.1)
+    drawn = [draw_affine(sample_rng(i), settings) for i in range(300)]
+    assert not any(p.flip for p in drawn)
+    assert all(0.5 <= p.scale <= 2 and abs(p.rotate_deg) <= 10 for p in drawn)
+    assert all(max(abs(p.shift_x), abs(p.shift_y)) <= 0.1 for p in drawn)
+    assert 0.4 < np.mean([p.scale > 1 for p in drawn]) < 0.6, "as often larger as smaller"
+    flips = np.mean([draw_affine(sample_rng(i), LayoutSettings()).flip for i in range(300)])
+    assert 0.4 < flips < 0.6
+
+
+def test_enough_of_the_foreground_stays_in_the_frame() -> None:
+    mask, settings = blob(x=0.75), LayoutSettings(shift=0.4, min_foreground=0.8)
+    area = ((mask > 0) & (mask != 255)).sum()
+    missed = 0
+    for seed in range(40):
+        params = draw_fitting(sample_rng(seed), mask, settings)
+        moved = apply_mask(mask, params)
+        inside = ((moved > 0) & (moved != 255)).sum()
+        assert inside >= 0.8 * area * params.scale**2
+        first = apply_mask(mask, draw_affine(sample_rng(seed), settings))
+        missed += ((first > 0) & (first != 255)).sum() < 0.8 * area * draw_affine(sample_rng(seed), settings).scale**2
+    assert missed > 5, "the test draws nothing that would have left the frame"
+
+
+def test_what_cannot_fit_is_mirrored_at_most() -> None:
+    full = np.ones((32, 32), np.uint8)
+    settings = LayoutSettings(scale=(1.5, 1.6), min_foreground=1.0)
+    for seed in range(5):
+        assert dataclasses.replace(draw_fitting(sample_rng(seed), full, settings), flip=False) == IDENTITY
+    empty = draw_fitting(sample_rng(0), np.zeros((32, 32), np.uint8), LayoutSettings())
+    assert dataclasses.replace(empty, flip=False) == IDENTITY
+
+
+def test_provenance_tells_the_edit_in_full() -> None:
+    params = draw_affine(sample_rng(3), LayoutSettings())
+    again = Affine(**json.loads(json.dumps(dataclasses.asdict(params))))
+    assert again == params
+    assert np.array_equal(apply_mask(MASK, again), apply_mask(MASK, params))
+
+
+@pytest.mark.parametrize("override", ["scale=[0, 1]", "scale=[-1, 1]", "rotate_deg=200", "shift=0.7", "zoom=2"])
+def test_impossible_ranges_are_refused(override: str) -> None:
+    with pytest.raises(UserError):
+        load_config(LayoutSettings, {}, [override])

@@ -1,0 +1,96 @@
+"""Tiny real parts that the tests of the generative engine share: an untrained pipeline, settings, sets, launchers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+
+from synth.core.pairs import DataInfo, PairSet, memory_set
+from synth.diffusion.autoencoder import build_autoencoder, encode_statistics, standardise
+from synth.diffusion.denoiser import build_denoiser, build_scheduler
+from synth.diffusion.inpaint import InpaintPipeline
+from synth.diffusion.settings import AutoencoderSettings, DenoiserSettings, SamplerSettings
+
+AUTOENCODER = AutoencoderSettings(widths=(8, 16, 16))
+DENOISER = DenoiserSettings(widths=(8, 16), attention=(False, True), layers=1)
+FIT = {
+    "size": 32,
+    "autoencoder": {"widths": [8, 16, 16], "batch_size": 4, "loop": {"steps": 6, "log_every": 2, "checkpoint_every": 2}},
+    "denoiser": {"widths": [8, 16], "attention": [False, True], "layers": 1, "n_views": 2, "batch_size": 4,
+                 "loop": {"steps": 6, "log_every": 2, "checkpoint_every": 2}},
+    "sampler": {"n_steps": 3},
+}
+"""Settings of a fit that takes a second."""
+
+
+def tiny_pipeline(*, channels: int = 1, size: int = 32, value_range: tuple[float, float] = (0, 255), seed: int = 0,
+                  sampler: SamplerSettings | None = None) -> InpaintPipeline:
+    """Returns an untrained pipeline, the same for the same arguments."""
+    sampler = sampler or SamplerSettings(n_steps=4, jump_length=2, jump_repeats=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vae = build_autoencoder(AUTOENCODER, channels=channels, size=size).eval()
+        unet = build_denoiser(DENOISER, latent_channels=4, latent_size=size // 4).eval()
+        standardise(vae, encode_statistics(vae, torch.rand(8, channels, size, size) * 2 - 1))
+    pipeline = InpaintPipeline(vae, unet, build_scheduler(), unit_low=float(value_range[0]),
+                               unit_high=float(value_range[1]), **sampler.model_dump())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def squares(n: int = 6, *, size: int = 32, n_groups: int = 3, seed: int = 0) -> PairSet:
+    """Returns grey pairs: a smooth dark background of its own, and one bright square, which is the foreground."""
+    rng = np.random.default_rng(seed)
+    images, masks = [], []
+    for _ in range(n):
+        texture = gaussian_filter(rng.standard_normal((size, size)), 3, mode="reflect")
+        mask = np.zeros((size, size), np.uint8)
+        top, left = rng.integers(6, size - 16, 2)
+        mask[top:top + 9, left:left + 9] = 1
+        images.append(np.where(mask == 1, 230, np.clip(80 + 20 * texture / texture.std(), 0, 150)).astype(np.uint8))
+        masks.append(mask)
+    info = DataInfo(("background", "square"), 1, 8, (0.0, 255.0))
+    pairs = memory_set(images, masks, info, ids=[f"s{i}" for i in range(n)],
+                       groups=[f"g{i % n_groups}" for i in range(n)])
+    assert isinstance(pairs, PairSet)
+    return pairs
+
+
+def brightness_judge(images: torch.Tensor) -> torch.Tensor:
+    """Returns probabilities (B, 2, H, W) of unit images (B, C, H, W): what is bright is a square."""
+    p = torch.sigmoid(40 * (images.mean(1) - 0.5))
+    return torch.stack([1 - p, p], 1)
+
+
+def blind_judge(images: torch.Tensor) -> torch.Tensor:
+    """Returns probabilities (B, 2, H, W) of unit images (B, C, H, W): background everywhere."""
+    p = torch.full_like(images[:, 0], 0.01)
+    return torch.stack([1 - p, p], 1)
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file below `folder` but locks, by relative path."""
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".lock"}
+
+
+def launch(words: Sequence[str | Path], *, environment: Mapping[str, str] | None = None,
+           n_processes: int = 1) -> subprocess.CompletedProcess:
+    """Returns `python WORDS` when it has ended, or, for several processes, the same under accelerate.
+
+    `--multi_gpu` starts them, on a machine without GPUs too; `--cpu` starts one process, whatever number it is given.
+    """
+    accelerate = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(n_processes),
+                  "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, *(accelerate if n_processes > 1 else []), *map(str, words)]
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2] / "scripts")])
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env={
+        **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path, **(environment or {})})
