@@ -3,8 +3,8 @@
 # Sourced by demo.sh and test.sh, which run from the repository's root.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# Threads that wait by spinning slow everything down tenfold when other work shares the cores.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+# Threads that spin for long while they wait slow everything down tenfold when other work shares the cores.
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-3000}"
 
 setup_venv() {
   local stamp=.venv/pairsmith.stamp wanted

@@ -68,9 +68,9 @@ def run(app: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, format="%(message)s")
     for noisy in ("httpx", "matplotlib", "datasets", "fsspec", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Threads that wait by spinning starve each other when anything else runs on the machine: steps then take ten times
-    # as long. Read by the OpenMP runtime when torch loads it, so it must be set before that.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait by spinning for long starve each other when anything else runs on the machine: a step then takes
+    # ten times as long. Read by the OpenMP runtime when torch loads it, so it must be set before that.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # The libraries' own bars about loading four small files would drown ours; read where they are imported.
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     try:

@@ -80,6 +80,7 @@ class _Forward(torch.nn.Module):
         self.vae = vae
 
     def forward(self, images: torch.Tensor) -> tuple[object, torch.Tensor]:
+        """Returns the posterior and a decoded sample of it, (B, C, S, S), of unit images (B, C, S, S)."""
         posterior = self.vae.encode(images).latent_dist
         latents = posterior.mean + posterior.std * torch.randn_like(posterior.std)
         return posterior, self.vae.decode(latents).sample

@@ -126,6 +126,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
                             repair="swap in a scheduler made with from_config(pipeline.scheduler.config)")
 
         def denoise(latents: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+            """Returns clean latents and noise, both (B, c, h, w)."""
             a = alphas[level]
             out = self.unet(latents, torch.full((len(latents),), steps[level - 1], device=latents.device)).sample
             if kind == "v_prediction":
@@ -165,6 +166,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         done = [0]
 
         def counted(z: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+            """Returns what `denoise` says of z (B, c, h, w), after telling the callback."""
             done[0] += 1
             if callback is not None:
                 callback(done[0], sum(a > b for a, b in walk))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from segtrain.losses import EPS, consistency_ce, masked_ce, soft_dice_loss, supervised
+from segtrain.losses import EPS, LOSSES, consistency_ce, masked_ce, soft_dice_loss, supervised
 from segtrain.targets import Target, argmax, soft
 from synth.core.checks import IGNORE, UserError
 
@@ -41,6 +41,30 @@ def test_invalid_pixels_have_exactly_no_gradient_and_are_not_background(norm: st
     assert (logits.grad[0] != 0).all()
     relabelled = replace(target, hard=torch.where(valid, target.hard, (target.hard + 1) % 3))
     assert torch.equal(consistency_ce(logits, relabelled, norm=norm), consistency_ce(logits, target, norm=norm))
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_loss_slot_ignores_what_the_filter_dropped(name: str) -> None:
+    valid = torch.ones(2, 4, 4, dtype=torch.bool)
+    valid[1, 0] = False
+    logits, target, loss = random_logits(), hard_target(valid), LOSSES[name]()
+    loss(logits, target).backward()
+    assert (logits.grad[1, :, 0] == 0).all() and (logits.grad[0] != 0).any()
+    unweighted = replace(target, weight=valid.float())
+    assert torch.equal(loss(logits, unweighted), loss(logits, target))
+    nothing = loss(logits, hard_target(torch.zeros_like(valid)))
+    assert float(nothing.detach()) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(UserError, match="argmax"):
+        loss(logits, soft(random_logits()))
+
+
+def test_dice_weighs_pixels() -> None:
+    labels = torch.tensor([[[0, 1], [1, 1]]])
+    logits = torch.zeros(1, 2, 2, 2)
+    weight = torch.tensor([[[1.0, 2.0], [0.0, 1.0]]])
+    # p = 1/2: overlap sum w y / 2, squares (sum w) / 4 + sum w y.
+    expected = 1 - sum((n + EPS) / (1 + n + EPS) for n in (1, 3)) / 2
+    assert float(soft_dice_loss(logits, labels, weight=weight)) == pytest.approx(expected)
 
 
 def test_the_two_normalisations_differ_by_the_share_of_valid_pixels() -> None:

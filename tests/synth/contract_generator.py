@@ -64,7 +64,9 @@ class GeneratorContract:
         _, mask = request(generator)
         rng, low_high = np.random.default_rng(0), generator.intensity_range
         dtype = np.uint8 if low_high[1] <= 255 else np.uint16
-        pixels = rng.integers(0, int(low_high[1]) + 1, (3, generator.channels, generator.size, generator.size))
+        # All of the type's values, so beyond the unit range too: kept pixels are copied, not converted and back.
+        shape = (3, generator.channels, generator.size, generator.size)
+        pixels = rng.integers(0, int(np.iinfo(dtype).max) + 1, shape)
         labels = mask.numpy().astype(np.uint8)
         sources = Sources(("a", "b", "c"), (0, 1, 2), SEEDS, pixels.astype(dtype), labels, ("{}",) * 3)
         painted = generator_painter(generator)(sources)

@@ -1,6 +1,6 @@
 """Runs a job whole, then again in another folder with kill -9 at random moments, and says how both ended.
 
-    python killed.py JOB FOLDER      JOB: loop | draw | fit. Leaves FOLDER/whole and FOLDER/killed, prints one JSON line.
+    python killed.py JOB FOLDER      JOB: loop | draw | fit. Leaves FOLDER/whole and FOLDER/killed, prints JSON.
 
 Each attempt is a forked process of its own; forking after the imports makes it cheap.
 """
@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets  # noqa: F401 - as all imports: before the fork, or an attempt would spend its time on them
 import numpy as np
 import torch
 from phantom import make_phantom
-from tiny import FIT, squares, tiny_pipeline
+from tiny import FIT, half_strict, squares, tiny_pipeline
 from torch import nn
 
 import synth
@@ -87,10 +88,9 @@ def loop_job(out: Path) -> None:
 
 
 def draw_job(out: Path) -> None:
-    """Draws 12 pairs in six shards, about half of the candidates rejected."""
+    """Draws 24 pairs in twelve shards, about half of the candidates rejected."""
     pairs = squares(6)
-    gates = synth.default_gates(None, pairs, size=32, settings=synth.GateSettings(novelty_quantile=0.5))
-    synth.draw(tiny_pipeline(), pairs, n=12, seed=5, gates=gates, out=out,
+    synth.draw(tiny_pipeline(), pairs, n=24, seed=5, gates=half_strict(pairs), out=out,
                config={"shard_size": 2, "batch_size": 2, "max_tries": 8})
 
 
@@ -125,7 +125,7 @@ def main() -> None:
     begun = time.perf_counter()
     codes = [os.waitpid(start(job, folder / "whole"), 0)[1]]
     seconds, hits = time.perf_counter() - begun, 0
-    delays = [random.uniform(0.1, 0.9) * seconds for _ in range(N_KILLS)]
+    delays = [random.uniform(0.15, 0.45) * seconds for _ in range(N_KILLS)]
     for delay in delays:
         pid = start(job, folder / "killed")
         time.sleep(delay)

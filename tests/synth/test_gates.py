@@ -188,7 +188,7 @@ def painted(seed: int, *, mirrored: bool = False, foreground: float = 0.9) -> tu
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_a_copied_surrounding_is_rejected_whatever_the_foreground(mirrored: bool) -> None:
+def test_a_copied_surrounding_is_rejected_whatever_the_foreground(*, mirrored: bool) -> None:
     pairs = textured([f"g{i}" for i in range(8)])
     gates = gates_for(pairs, judge=None, novelty_quantile=0.99)
     assert gates.max_correlation < 0.9
@@ -211,7 +211,7 @@ def test_the_copied_foreground_is_no_memorisation() -> None:
     image[:, :, :24] = pixels_to_unit(texture(2)[None, None], (0, 255))[:, :, :24]
     _, (verdict,) = run_gates(image, labels, gates)
     _, (whole,) = run_gates(image, torch.zeros_like(labels), gates)
-    assert verdict.scores["correlation"] < 0.6 and whole.scores["correlation"] > 0.8
+    assert verdict.scores["correlation"] < 0.6 and whole.scores["correlation"] > 0.7
 
 
 def test_calibration_compares_images_of_other_groups_only() -> None:

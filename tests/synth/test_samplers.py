@@ -23,7 +23,7 @@ ALPHAS = build_scheduler().alphas_cumprod
 
 
 def alphas_of(n: int) -> torch.Tensor:
-    """Returns cumulative alphas of levels 0..n in double precision, (n + 1,), evenly spaced from clean to pure noise."""
+    """Returns cumulative alphas of levels 0..n in double precision, (n + 1,), evenly spaced in training time."""
     picked = torch.linspace(0, 999, n + 1)[1:].round().long()
     return torch.cat([torch.ones(1), ALPHAS[picked]]).double()
 

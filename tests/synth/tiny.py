@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import subprocess
@@ -18,12 +19,14 @@ from synth.diffusion.autoencoder import build_autoencoder, encode_statistics, st
 from synth.diffusion.denoiser import build_denoiser, build_scheduler
 from synth.diffusion.inpaint import InpaintPipeline
 from synth.diffusion.settings import AutoencoderSettings, DenoiserSettings, SamplerSettings
+from synth.gates import Gates, default_gates
 
 AUTOENCODER = AutoencoderSettings(widths=(8, 16, 16))
 DENOISER = DenoiserSettings(widths=(8, 16), attention=(False, True), layers=1)
 FIT = {
     "size": 32,
-    "autoencoder": {"widths": [8, 16, 16], "batch_size": 4, "loop": {"steps": 6, "log_every": 2, "checkpoint_every": 2}},
+    "autoencoder": {"widths": [8, 16, 16], "batch_size": 4,
+                    "loop": {"steps": 6, "log_every": 2, "checkpoint_every": 2}},
     "denoiser": {"widths": [8, 16], "attention": [False, True], "layers": 1, "n_views": 2, "batch_size": 4,
                  "loop": {"steps": 6, "log_every": 2, "checkpoint_every": 2}},
     "sampler": {"n_steps": 3},
@@ -64,6 +67,12 @@ def squares(n: int = 6, *, size: int = 32, n_groups: int = 3, seed: int = 0) -> 
     return pairs
 
 
+def half_strict(pairs: PairSet) -> Gates:
+    """Returns gates that reject about half of what the untrained pipeline draws from `squares`."""
+    gates = default_gates(None, pairs, size=32)
+    return dataclasses.replace(gates, max_correlation=0.06, identity=f"{gates.identity}-strict")
+
+
 def brightness_judge(images: torch.Tensor) -> torch.Tensor:
     """Returns probabilities (B, 2, H, W) of unit images (B, C, H, W): what is bright is a square."""
     p = torch.sigmoid(40 * (images.mean(1) - 0.5))
@@ -89,8 +98,10 @@ def launch(words: Sequence[str | Path], *, environment: Mapping[str, str] | None
     `--multi_gpu` starts them, on a machine without GPUs too; `--cpu` starts one process, whatever number it is given.
     """
     accelerate = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(n_processes),
-                  "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+                  "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+                  "--main_process_port", "0"]
     command = [sys.executable, *(accelerate if n_processes > 1 else []), *map(str, words)]
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2] / "scripts")])
+    here, root = Path(__file__).parent, Path(__file__).parents[2]
+    path = os.pathsep.join(map(str, (here, root / "scripts", root)))
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env={
         **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path, **(environment or {})})

@@ -1,0 +1,187 @@
+"""Fitting a generator: resumable after kill -9, one result for one set of images, refusals, two processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from phantom import make_phantom
+from tiny import FIT, launch
+
+import synth
+from synth.core.checks import UserError
+from synth.core.loop import TrainResult
+from synth.core.loop import train as real_train
+from synth.core.pairs import ImageSet, PairSet, memory_set
+from synth.core.space import pixels_to_unit
+from synth.diffusion import fit as fit_module
+from synth.diffusion.fit import training_images, zoomed
+from synth.diffusion.inpaint import InpaintPipeline
+from synth.diffusion.settings import DenoiserSettings
+
+HERE = Path(__file__).parent
+PAIRS = make_phantom(6, size=32)
+
+
+def pile(n: int = 4, *, channels: int = 1, bit_depth: int = 8, prefix: str = "u") -> ImageSet:
+    """Returns unlabelled phantom images of other patients."""
+    pairs = make_phantom(n, size=32, channels=channels, bit_depth=bit_depth, seed=7)
+    return memory_set([p.image for p in pairs], None, pairs.info, ids=[f"{prefix}{i}" for i in range(n)],
+                      groups=[prefix] * n)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[InpaintPipeline, Path]:
+    """Returns a finished fit on labelled and unlabelled images, and its folder."""
+    out = tmp_path_factory.mktemp("fit") / "run"
+    return synth.fit(FIT, PAIRS, pile(), out=out), out
+
+
+def lines(path: Path) -> list[dict[str, float]]:
+    """Returns the log of one of the two trainings."""
+    return [json.loads(line) for line in (path / "stats.jsonl").read_text().splitlines()]
+
+
+def test_a_fit_leaves_a_pipeline_folder_with_its_settings_and_logs(fitted: tuple[InpaintPipeline, Path]) -> None:
+    pipeline, out = fitted
+    assert {p.name for p in out.iterdir()} == {
+        "run.json", "config.yaml", "model_index.json", "vae", "unet", "scheduler", "autoencoder", "denoiser"}
+    assert {p.suffix for d in ("vae", "unet") for p in (out / d).iterdir()} == {".json", ".safetensors"}
+    assert (pipeline.size, pipeline.channels, pipeline.intensity_range) == (32, 1, (0.0, 255.0))
+    assert pipeline.sampler_settings()["n_steps"] == 3 and pipeline.factor == 4
+    for part in ("autoencoder", "denoiser"):
+        assert [x["step"] for x in lines(out / part)] == [2, 4, 6] and lines(out / part)[-1]["images_seen"] == 24
+    loaded = synth.load_generator(out)
+    assert isinstance(loaded, InpaintPipeline) and loaded.content_hash() == pipeline.content_hash()
+
+
+def test_a_finished_folder_is_loaded_at_once(fitted: tuple[InpaintPipeline, Path],
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, out = fitted
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    monkeypatch.setattr(fit_module, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert synth.fit(FIT, PAIRS, pile(), out=out).content_hash() == pipeline.content_hash()
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_stopped_between_autoencoder_and_denoiser_it_goes_on_from_there(
+        fitted: tuple[InpaintPipeline, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopping(*args: object, label: str) -> TrainResult:
+        if label == "denoiser":
+            raise KeyboardInterrupt
+        return real_train(*args, label=label)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(fit_module, "train", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            synth.fit(FIT, PAIRS, pile(), out=out)
+    with pytest.raises(UserError, match="no finished generator"):
+        synth.load_generator(out)
+    before = (out / "autoencoder" / "checkpoint.pt").stat().st_mtime_ns
+    assert synth.fit(FIT, PAIRS, pile(), out=out).content_hash() == fitted[0].content_hash()
+    assert (out / "autoencoder" / "checkpoint.pt").stat().st_mtime_ns == before
+
+
+def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
+    done = launch([HERE / "killed.py", "fit", tmp_path])
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["codes"] == [0, 0] and said["hits"] >= 1, (said, done.stderr)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for part in ("autoencoder", "denoiser"):
+        assert (whole / part / "stats.jsonl").read_bytes() == (killed / part / "stats.jsonl").read_bytes(), said
+    weights = [sorted(p.relative_to(d) for p in d.rglob("*.safetensors")) for d in (whole, killed)]
+    assert weights[0] == weights[1] and len(weights[0]) == 2
+    assert all((whole / name).read_bytes() == (killed / name).read_bytes() for name in weights[0]), said
+    assert not list(killed.rglob(".*.tmp")) and not (killed / ".pipeline").exists()
+
+
+def shuffled(images: ImageSet, seed: int) -> ImageSet:
+    """Returns the same images in another order."""
+    return images.select(np.random.default_rng(seed).permutation(len(images)).tolist())
+
+
+def test_the_order_of_the_files_does_not_matter(fitted: tuple[InpaintPipeline, Path], tmp_path: Path) -> None:
+    pairs = shuffled(PAIRS, 1)
+    assert isinstance(pairs, PairSet) and pairs.ids != PAIRS.ids
+    again = synth.fit(FIT, pairs, shuffled(pile(), 2), out=tmp_path / "run")
+    assert again.content_hash() == fitted[0].content_hash()
+    assert synth.fit(FIT, pairs, shuffled(pile(), 2), out=fitted[1]).content_hash() == fitted[0].content_hash()
+
+
+def test_another_run_in_the_same_folder_is_refused(fitted: tuple[InpaintPipeline, Path]) -> None:
+    out = fitted[1]
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="another inpaint run .*settings"):
+        synth.fit(FIT, PAIRS, pile(), out=out, overrides=["denoiser.lr=0.1"])
+    with pytest.raises(UserError, match="another inpaint run .*images"):
+        synth.fit(FIT, PAIRS, pile(5), out=out)
+    with pytest.raises(UserError, match="another inpaint run .*images"):
+        synth.fit(FIT, PAIRS, out=out)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_sets_and_settings_that_do_not_go_together_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for unlabelled, message in ((pile(channels=3), "3 channel"), (pile(bit_depth=16), "16 bit"),
+                                (pile(prefix="phantom_000"), "phantom_0000' is in the labelled set too")):
+        with pytest.raises(UserError, match=message):
+            synth.fit(FIT, PAIRS, unlabelled, out=tmp_path / "run")
+    for override, message in (("size=36", "multiple of 8"), ("denoiser.attention=[true]", "one entry for each"),
+                              ("denoiser.widhts=[8]", "did you mean denoiser.widths"), ("kind=gan", "kind")):
+        with pytest.raises(UserError, match=message):
+            synth.fit(FIT, PAIRS, out=tmp_path / "run", overrides=[override])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_one_of_our_generators_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finished generator"):
+        synth.load_generator(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(UserError, match="'StableDiffusionPipeline' is none of ours|none of our generators"):
+        synth.load_generator(tmp_path)
+
+
+def test_masks_are_never_learnt_from(fitted: tuple[InpaintPipeline, Path], tmp_path: Path) -> None:
+    images = [p.image for p in PAIRS]
+    other = memory_set(images, [np.zeros((32, 32), np.uint8)] * 6, PAIRS.info, ids=PAIRS.ids, groups=PAIRS.groups)
+    assert isinstance(other, PairSet)
+    assert training_images(other, pile(), 32).fingerprint() == training_images(PAIRS, pile(), 32).fingerprint()
+
+
+def test_views_are_zooms_of_their_image_and_the_first_is_the_image_itself() -> None:
+    arrays = PAIRS.arrays(32)
+    images = pixels_to_unit(arrays.images, arrays.info.intensity_range)
+    settings = DenoiserSettings(zoom=1.3)
+    assert zoomed(images, arrays.ids, view=0, settings=settings) is images
+    view = zoomed(images, arrays.ids, view=1, settings=settings)
+    assert view.shape == images.shape and view.abs().max() <= 1 and not torch.equal(view, images)
+    assert torch.equal(zoomed(images[2:3], arrays.ids[2:3], view=1, settings=settings), view[2:3]), "a matter of its id"
+    assert not torch.equal(zoomed(images, arrays.ids, view=2, settings=settings), view)
+    still = zoomed(images, arrays.ids, view=1, settings=DenoiserSettings(zoom=1, flip=False))
+    assert torch.allclose(still, images, atol=1e-5)
+
+
+def test_a_fitted_generator_draws(fitted: tuple[InpaintPipeline, Path], tmp_path: Path) -> None:
+    made = synth.draw(fitted[0], PAIRS, n=3, seed=0, out=tmp_path / "made",
+                      gates=synth.default_gates(None, PAIRS, training=pile(), size=32), config={"batch_size": 4})
+    assert len(made) == 3 and {i.made.generator for i in made.items} == {fitted[0].content_hash()}
+
+
+@pytest.mark.slow
+def test_two_processes_fit_one_generator(tmp_path: Path) -> None:
+    synth.write_folder(PAIRS, tmp_path / "labelled")
+    (tmp_path / "fit.yaml").write_text(json.dumps(FIT))  # JSON is YAML
+    words = ["-m", "synth.cli", "fit", tmp_path / "fit.yaml", f"data.labelled={tmp_path}/labelled"]
+    done = launch([*words, f"out={tmp_path}/run"], n_processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("generator ") == 1, "one voice"
+    for part in ("autoencoder", "denoiser"):
+        assert lines(tmp_path / "run" / part)[-1]["images_seen"] == 24, "as many images as one process sees"
+    assert json.loads((tmp_path / "run" / "denoiser" / "done.json").read_text())["steps"] == 6
+    assert synth.load_generator(tmp_path / "run").size == 32
+    odd = launch([*words, f"out={tmp_path}/odd", "denoiser.batch_size=3"], n_processes=2)
+    assert odd.returncode != 0 and "denoiser.batch_size=3" in odd.stderr and not (tmp_path / "odd").exists()
