@@ -4,9 +4,9 @@
 
 The volumes lie in nilearn's wheel. The template is ONE brain, the average of 152: it shows what the tool does and says
 nothing about how well a method works on patients. Groups are slabs of four neighbouring slices with two slices left
-out between them. Of the 14 slabs that show ventricles, 3 are labelled (every slice by 2 scanners: 24 images), 5 are
-the test set (every slice by 2 of the training scanners and by 2 unseen ones: 80 images) and 6 are unlabelled (by 4
-scanners); 6 slabs before and behind the ventricles join the unlabelled ones (by 3 scanners): 168 images.
+out between them. Of the 14 slabs that show ventricles, 3 are labelled (every slice by 2 scanners: 24 images), 6 are
+the test set (every slice by 2 of the training scanners and by 2 unseen ones: 96 images) and 5 are unlabelled (by 4
+scanners); 6 slabs before and behind the ventricles join the unlabelled ones (by 3 scanners): 152 images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from synth.formats import write_folder
 
 SLAB, PITCH = 4, 6  # slices in a slab; slices from one slab to the next, the difference is the gap
 MIN_VOXELS = 60  # of ventricle in a slice that counts as showing it
-LABELLED, TEST = (3, 6, 11), (1, 4, 7, 9, 12)  # slabs by number, from the back; the others are unlabelled
+LABELLED, TEST = (3, 6, 11), (1, 4, 7, 9, 12, 13)  # slabs by number, from the back; the others are unlabelled
 N_BESIDE = 3  # slabs without ventricles taken on either side
 FIELD_MM = 112  # side of the field of view: the deep brain, so that the ventricles are more than a few pixels
 RECIPE = "recipe.json"
@@ -82,7 +82,7 @@ def make_icbm(out: Path, *, size: int = 96, seed: int = 0) -> IcbmSets:
         UserError: if nilearn is not installed, or `out` holds something else.
     """
     out = Path(out)
-    recipe = {"version": 2, "size": size, "seed": seed, "scanners": {k: asdict(s) for k, s in SCANNERS.items()}}
+    recipe = {"version": 3, "size": size, "seed": seed, "scanners": {k: asdict(s) for k, s in SCANNERS.items()}}
     held = json.loads((out / RECIPE).read_text(encoding="utf-8")) if (out / RECIPE).is_file() else {}
     if {key: held.get(key) for key in recipe} == recipe:
         return IcbmSets(**held["images"])

@@ -7,8 +7,9 @@ tiny=(autoencoder.loop.steps=20 denoiser.loop.steps=20 denoiser.n_views=2 sample
 "$bin/python" scripts/phantom.py --out "$here/phantom" --n 40 --size 48
 "$bin/segtrain" fit configs/tiny/segment.yaml data.labelled="$here/phantom" size=32 loop.steps=20 out="$here/judge"
 "$bin/synth" fit configs/tiny/inpaint.yaml data.labelled="$here/phantom" out="$here/painter" "${tiny[@]}"
-"$bin/accelerate" launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no -m synth.cli \
-  draw configs/draw.yaml generator="$here/painter" data.labelled="$here/phantom" n=12 shard_size=4 batch_size=4 out="$here/made"
+# --multi_gpu makes accelerate start two processes, without a GPU too; --cpu starts one, whatever number it is given.
+ACCELERATE_USE_CPU=true "$bin/accelerate" launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \
+  --dynamo_backend no --main_process_port 0 -m synth.cli draw configs/draw.yaml generator="$here/painter" data.labelled="$here/phantom" n=12 shard_size=4 batch_size=4 out="$here/made"
 "$bin/synth" audit "$here/made"
 "$bin/synth" show "$here/made" --out "$here/made.png"
 "$bin/segtrain" fit configs/tiny/segment.yaml data.labelled="$here/phantom" data.synthetic="$here/made" size=32 \

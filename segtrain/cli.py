@@ -86,7 +86,8 @@ def _show(found: Report) -> None:
     from rich.console import Console
 
     if is_main():
-        Console().print(found.table())
+        # A pipe or a narrow window would squeeze the numbers away; a wide table only wraps.
+        Console(width=max(Console().width, 140)).print(found.table())
     for line in (*found.sentences, str(found.out / "report.html")):
         say(line)
 

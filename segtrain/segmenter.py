@@ -15,6 +15,7 @@ from segtrain.models import build_model
 from segtrain.settings import ModelSettings
 from synth.core.checks import UserError
 from synth.core.config import Settings, load_config
+from synth.core.device import compute_device
 from synth.core.files import claim_folder, hash_json, replace_file, write_json
 from synth.core.loop import TrainResult
 from synth.core.pairs import DataInfo, ImageSet, Pair
@@ -115,7 +116,7 @@ class Segmenter:
         config = load_config(SegmenterConfig, json.loads((home / "config.json").read_text(encoding="utf-8")))
         net = build_model(config.model.name, config.info.channels, config.info.n_classes, config.model)
         net.load_state_dict(load_file(home / "model.safetensors"))
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = compute_device()
         done = home.parent / "done.json"
         result = TrainResult(**json.loads(done.read_text(encoding="utf-8"))) if done.is_file() else None
         return cls(net.to(device), config, result)

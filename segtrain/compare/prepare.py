@@ -35,7 +35,7 @@ def prepare(settings: CompareSettings, labelled: PairSet | None = None, unlabell
     for other in filter(None, (pile, held_out)):
         _check_alike(other, pairs)
     source = hash_json([fingerprint(s) for s in (pairs, pile, held_out)])
-    notes = [*_notes(named), *_notes(settings.data.test)]
+    notes = list(dict.fromkeys([*_notes(named), *_notes(settings.data.test)]))
     splits_itself = held_out is None
     if splits_itself:
         pairs, pile, held_out = _split(settings, pairs, pile, notes)

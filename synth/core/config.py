@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +19,8 @@ from synth.core.files import write_text
 class Settings(BaseModel):
     """A group of settings: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A folder may be called 2024: YAML reads a number there, and the setting wants its text.
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 S = TypeVar("S", bound=Settings)
@@ -43,7 +45,8 @@ def _merge(tree: dict, override: str) -> None:
         if not isinstance(child, dict):
             raise UserError(f"override {key}", rule=f"{part} is not a group of settings", repair="drop the dot")
         tree = child
-    tree[last] = yaml.safe_load(text)
+    # YAML 1.1 reads 1:1 as the sexagesimal number 61; here it is a mapping of mask values, so it stays text.
+    tree[last] = text if re.fullmatch(r"[\d:,]*\d:\d[\d:,]*", text) else yaml.safe_load(text)
 
 
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> UserError:

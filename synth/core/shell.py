@@ -63,6 +63,12 @@ def say(text: str) -> None:
         typer.echo(text)
 
 
+def _complain(text: str) -> None:
+    # Other processes speak too, for a mistake may be theirs alone, but say who they are.
+    who = "" if is_main() else f"process {os.environ['RANK']}: "
+    sys.stderr.write(f"{who}error: {text}\n")
+
+
 def run(app: Callable[[], None]) -> None:
     """Runs a command; a user's mistake or a full device becomes one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, format="%(message)s")
@@ -76,10 +82,10 @@ def run(app: Callable[[], None]) -> None:
     try:
         app()
     except (UserError, FloatingPointError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        _complain(str(error))
         raise SystemExit(2) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        sys.stderr.write(f"error: {error}. Repair: free some space and run the same command again, it resumes.\n")
+        _complain(f"{error}. Repair: free some space and run the same command again, it resumes.")
         raise SystemExit(2) from None

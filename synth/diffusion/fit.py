@@ -16,6 +16,7 @@ from diffusers.utils import logging as diffusers_logging
 
 from synth.core.checks import UserError
 from synth.core.config import save_config
+from synth.core.device import compute_device
 from synth.core.files import claim_folder
 from synth.core.loop import train
 from synth.core.pairs import Arrays, ImageSet, PairSet
@@ -85,10 +86,10 @@ def _save_pipeline(pipeline: InpaintPipeline, out: Path) -> None:
 
 
 def load_pipeline(folder: Path) -> InpaintPipeline:
-    """Returns the pipeline saved in `folder`; only local files, and no progress bar for four small ones."""
+    """Returns the pipeline saved in `folder`, on the GPU if there is one; only local files, and no progress bar."""
     diffusers_logging.disable_progress_bar()
     try:
-        return InpaintPipeline.from_pretrained(folder, local_files_only=True)
+        return InpaintPipeline.from_pretrained(folder, local_files_only=True).to(compute_device())
     finally:
         diffusers_logging.enable_progress_bar()
 

@@ -63,7 +63,7 @@ def icbm_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from icbm import make_icbm
     root = tmp_path_factory.mktemp("icbm") / "data"
     made = make_icbm(root, size=48)
-    assert (made.labelled, made.unlabelled, made.test) == (24, 168, 80)
+    assert (made.labelled, made.unlabelled, made.test) == (24, 152, 96)
     return root
 
 

@@ -151,6 +151,17 @@ def test_settings_there_and_back(tmp_path: Path) -> None:
     assert load_config(_Whole, tmp_path / "c.yaml") == settings
 
 
+class _Named(Settings):
+    out: str = ""
+    mask_map: str | None = None
+
+
+@pytest.mark.parametrize(("override", "out", "mask_map"), [
+    ("out=2024", "2024", None), ("mask_map=1:1", "", "1:1"), ("mask_map=0:0,255:1", "", "0:0,255:1")])
+def test_text_that_looks_like_a_number_stays_text(override: str, out: str, mask_map: str | None) -> None:
+    assert load_config(_Named, None, [override]) == _Named(out=out, mask_map=mask_map)
+
+
 def test_a_folder_holds_one_run(tmp_path: Path) -> None:
     out = claim_folder(tmp_path / "run", kind="fit", identity={"seed": 1, "data": ["a"]})
     (out / "weights").write_text("w")

@@ -1,0 +1,15 @@
+"""Where a loaded model computes: this process's own GPU if there is one."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate.utils import parse_flag_from_env
+
+
+def compute_device() -> torch.device:
+    """Returns this process's GPU (by LOCAL_RANK under a launcher), or the CPU without one or by ACCELERATE_USE_CPU."""
+    if not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
