@@ -54,6 +54,19 @@ def blend_alpha(keep: torch.Tensor, *, width_px: int) -> torch.Tensor:
     return torch.where(keep[:, None], 1.0, smooth.clamp(0, 1))
 
 
+def _seeds(n: int, seeds: Sequence[int] | None,
+           generator: torch.Generator | Sequence[torch.Generator] | None) -> Sequence[int]:
+    """Returns one seed per image: as given, or drawn from the generator(s)."""
+    if seeds is not None and generator is not None:
+        raise UserError("seeds and generator", rule="both say where the noise comes from", repair="give one of them")
+    if seeds is not None:
+        return seeds
+    if isinstance(generator, Sequence):
+        return [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generator]
+    device = generator.device if generator is not None else "cpu"
+    return torch.randint(2**62, (n,), generator=generator, device=device).tolist()
+
+
 class InpaintPipeline(DiffusionPipeline, Generator):
     """Latent-diffusion inpainting with an unconditional denoiser (AugPaint, arXiv 2506.23038; RePaint resampling).
 
@@ -182,13 +195,18 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         return self.paint(image, labels_to_keep(mask), seeds=seeds).cpu()
 
     @torch.no_grad()
-    def __call__(self, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int] = (0,),
-                 num_inference_steps: int | None = None, strength: float = 1.0, output_type: str = "pil",
-                 callback_on_step_end: Callable[[int, int], None] | None = None) -> InpaintOutput:
+    def __call__(  # noqa: PLR0913 - the names that users of diffusers know
+        self, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None, num_inference_steps: int | None = None,
+        strength: float = 1.0, output_type: str = "pil",
+        callback_on_step_end: Callable[[int, int], None] | None = None,
+    ) -> InpaintOutput:
         """Returns painted images for unit `image` (B, C, H, W) and its labels `mask` (B, H, W).
 
         Args:
-            seeds: one per image. output_type: "pil", "np" or "pt".
+            seeds: one per image. generator: in the place of seeds: one for all images or one for each, from which the
+                seeds are drawn. Without either the images are not repeatable.
+            output_type: "pil", "np" or "pt".
             callback_on_step_end: called with (evaluations done, evaluations in all).
 
         Raises:
@@ -196,8 +214,15 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         """
         if output_type not in ("pil", "np", "pt"):
             raise UserError(f"output_type={output_type}", rule="no such form", repair="take pil, np or pt")
-        unit = self.paint(image, labels_to_keep(mask), seeds=seeds, n_steps=num_inference_steps, strength=strength,
-                          callback=callback_on_step_end).cpu()
+        with self.progress_bar(total=1) as bar:
+            def tick(done: int, total: int) -> None:
+                bar.total = total
+                bar.update()
+                if callback_on_step_end is not None:
+                    callback_on_step_end(done, total)
+
+            unit = self.paint(image, labels_to_keep(mask), seeds=_seeds(len(image), seeds, generator),
+                              n_steps=num_inference_steps, strength=strength, callback=tick).cpu()
         if output_type == "pt":
             return InpaintOutput(images=unit)
         if output_type == "np":

@@ -138,6 +138,25 @@ def test_less_strength_stays_closer_to_the_source(pipeline: InpaintPipeline) -> 
             pipeline.paint(image, keep, seeds=[1, 2, 3], strength=wrong)
 
 
+def test_generators_stand_in_for_seeds(pipeline: InpaintPipeline) -> None:
+    image, mask = (x[:2] for x in request(pipeline))
+
+    def draw(generator: torch.Generator | list[torch.Generator]) -> torch.Tensor:
+        return pipeline(image, mask, generator=generator, output_type="pt", num_inference_steps=2).images
+
+    def rng(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    both = draw([rng(3), rng(4)])
+    assert torch.equal(both, draw([rng(3), rng(4)]))
+    assert torch.equal(both[0], draw([rng(3), rng(5)])[0]) and not torch.equal(both[1], draw([rng(3), rng(5)])[1])
+    assert torch.equal(draw(rng(3)), draw(rng(3)))
+    used = rng(3)
+    assert not torch.equal(draw(used), draw(used))  # a generator moves on, as everywhere in torch
+    with pytest.raises(UserError, match="give one of them"):
+        pipeline(image, mask, seeds=(1, 2), generator=rng(3))
+
+
 def test_called_like_any_diffusers_pipeline(pipeline: InpaintPipeline) -> None:
     image, mask = request(pipeline)
     pt = pipeline(image, mask, seeds=(1, 2, 3), output_type="pt", num_inference_steps=2).images
