@@ -24,14 +24,6 @@ def hash_json(value: object) -> str:
     return sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())[:16]
 
 
-def hash_files(paths: list[Path]) -> str:
-    """Returns 16 hexadecimal digits over the names and bytes of `paths`."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
-
-
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Writes through `write(temporary)` and renames, so that `path` is old or new but never half written.
 

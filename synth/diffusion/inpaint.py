@@ -17,7 +17,7 @@ from synth.core.files import hash_json, sha256
 from synth.core.rng import randn_each, sample_rng
 from synth.core.space import from_channels, labels_to_keep, unit_to_pixels
 from synth.diffusion.autoencoder import latents_to_unit, unit_to_latents
-from synth.diffusion.samplers import Denoise, Known, resampling_walk, sample_ddim
+from synth.diffusion.samplers import Denoise, Known, n_evaluations, resampling_walk, sample_ddim
 from synth.generator import Generator, check_request
 
 
@@ -176,13 +176,14 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         known = Known(source, keep_to_latent(keep, factor=self.factor, margin_cells=self.config.margin_cells),
                       [sample_rng(s, "known") for s in seeds])
         denoise = self._denoise(alphas, steps)
-        done = [0]
+        done, total = [0], n_evaluations(len(steps), jump_length=self.config.jump_length,
+                                         jump_repeats=self.config.jump_repeats)
 
         def counted(z: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
             """Returns what `denoise` says of z (B, c, h, w), after telling the callback."""
             done[0] += 1
             if callback is not None:
-                callback(done[0], sum(a > b for a, b in walk))
+                callback(done[0], total)
             return denoise(z, level)
 
         latents = sample_ddim(counted, latents, alphas, walk=walk, rngs=rngs, eta=self.config.eta, known=known)
