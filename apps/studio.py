@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from synth.draw.sources import rows_with_foreground, transform_pairs
 from synth.formats.decode import decode_image, decode_mask, parse_mask_map
 from synth.gates import Gates, Verdict
 from synth.gates.gates import Predict
-from synth.layouts import LayoutSettings
+from synth.layouts import LayoutSettings, layout_from_json
 
 MAX_SEED = 2**31 - 1
 
@@ -163,9 +162,9 @@ def _lay_out(one: Arrays, ask: Ask) -> tuple[np.ndarray, np.ndarray, str]:
     if not ask.random_layout:
         return one.images[0], one.masks[0], ""
     moved = transform_pairs(one, [one.ids[0]], rows=[0], seed=ask.seed, layout=LayoutSettings())
-    edit = json.loads(moved.layouts[0])
-    words = (f"{'mirrored, ' if edit['flip'] else ''}scaled by {edit['scale']:.2f}, turned by {edit['rotate_deg']:.0f}"
-             f" degrees, shifted by {edit['shift_x']:+.0%} / {edit['shift_y']:+.0%} of the side")
+    edit = layout_from_json(moved.layouts[0]).affine
+    words = (f"{'' if edit.flip == 'none' else 'mirrored, '}scaled by {edit.scale:.2f}, turned by {edit.rotate_deg:.0f}"
+             f" degrees, shifted by {edit.shift_x:+.0%} / {edit.shift_y:+.0%} of the side")
     return moved.pixels[0], moved.labels[0], words
 
 

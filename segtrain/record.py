@@ -20,7 +20,7 @@ class MadeFacts:
     """Synthetic pairs of one label draw: how many were asked for, kept and rejected, and the reasons.
 
     Attributes:
-        kind: "inpaint" or "copypaste". folder: relative to the comparison's. seconds: to draw them.
+        kind: as `Arm.synthetic`. folder: relative to the comparison's. seconds: to draw them.
     """
 
     kind: str
@@ -86,6 +86,7 @@ class Index:
     Attributes:
         scores: files of single runs, relative. pairs: (arm, baseline) of each comparison.
         painter_seconds: training of the inpainting generator, 0 if no arm needed one.
+        referee_seconds: training of the segmenters that help to choose its pairs, all label draws together.
     """
 
     baseline: str
@@ -98,6 +99,7 @@ class Index:
     gallery: tuple[Row, ...]
     settings: dict[str, JsonValue]
     versions: dict[str, str]
+    referee_seconds: float = 0.0
 
 
 def versions() -> dict[str, str]:

@@ -66,7 +66,8 @@ class Report:
                 "comparisons": plain(tuple[ComparisonSummary, ...], self.comparisons),
                 "data": plain(Index, self.index)["data"], "gates": gates, "notes": list(self.index.notes),
                 "settings": self.index.settings, "versions": self.index.versions, "seconds": round(self.seconds, 1),
-                "painter_seconds": round(self.index.painter_seconds, 1)}
+                "painter_seconds": round(self.index.painter_seconds, 1),
+                "referee_seconds": round(self.index.referee_seconds, 1)}
         return json.dumps(tree, indent=1) + "\n"
 
     def table(self) -> Table:
@@ -144,7 +145,8 @@ def _summarise(out: Path, index: Index, results: Sequence[RunResult]) -> Report:
     judging = Judging(seed=int(index.settings["test_seed"]), resamples=int(index.settings["resamples"]))
     arms = tuple(summarise_arm(r, classes=index.data.classes[1:], judging=judging) for r in runs.values())
     comparisons = compare_arms(runs, index.pairs, judging)
-    seconds = sum(a.seconds for a in arms) + index.painter_seconds + sum(m.seconds for m in index.made)
+    seconds = (sum(a.seconds for a in arms) + index.painter_seconds + index.referee_seconds
+               + sum(m.seconds for m in index.made))
     return Report(arms, comparisons, tuple(say(c) for c in comparisons), _gates(index.made), index, seconds, out)
 
 

@@ -14,7 +14,7 @@ from synth.core.shell import refuse, required, run, say, take, take_number
 if TYPE_CHECKING:
     from synth.core.pairs import PairSet
     from synth.diffusion.settings import DataSettings
-    from synth.draw import DrawSettings
+    from synth.draw import DrawSettings, Supply
     from synth.gates.gates import Predict
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -72,19 +72,51 @@ def _load_labelled(data: DataSettings) -> PairSet:
     return load_pairs(folder, mask_map=data.mask_map, channels=data.channels)
 
 
-def _load_judge(folder: str, *, size: int) -> Predict:
-    """Returns the judge's predict. Trainers register their loader as an entry point, so `synth` imports no trainer."""
+def _load_segmenter(folder: str, *, size: int, role: str) -> object:
+    """Returns the fitted segmenter. Trainers register their loader as an entry point: `synth` imports no trainer."""
     from importlib.metadata import entry_points
 
     loaders = entry_points(group="pairsmith.judges")
     if not loaders:
-        raise UserError(f"judge={folder}", rule="no trainer is installed that could load it",
-                        repair="install the package with pip, or leave judge= out")
-    judge = next(iter(loaders)).load()(folder)
-    if judge.size != size:
-        raise UserError(f"judge={folder}", rule=f"it works at {judge.size} px, the generator at {size} px",
+        raise UserError(f"{role}={folder}", rule="no trainer is installed that could load it",
+                        repair=f"install the package with pip, or leave {role}= out")
+    found = next(iter(loaders)).load()(folder)
+    if found.size != size:
+        raise UserError(f"{role}={folder}", rule=f"it works at {found.size} px, the generator at {size} px",
                         repair=f"train it with size={size}")
-    return judge.predict
+    return found
+
+
+def _load_judge(folder: str, *, size: int) -> Predict:
+    return _load_segmenter(folder, size=size, role="judge").predict
+
+
+def _load_supply(settings: DrawSettings, judge_dir: str | None, referee_dir: str | None, *, labelled: PairSet,
+                 size: int) -> Supply | None:
+    if settings.supply.oversample == 1:
+        return None
+    from synth.draw import default_supply
+
+    folders = {"judge": judge_dir, "referee": referee_dir}
+    found = {role: _load_segmenter(folder, size=size, role=role) for role, folder in folders.items() if folder}
+    designs = [getattr(getattr(one, "config", None), "model", None) for one in found.values()]
+    if len(designs) == 2 and designs[0] is not None and designs[0] == designs[1]:
+        say(f"warning: referee={referee_dir} has the architecture of judge={judge_dir}; they err alike, so that what "
+            "is hard seldom counts as consistent. Repair: fit the referee with another model.name or encoder")
+    predicts = {role: one.predict for role, one in found.items()}
+    return default_supply(predicts.get("judge"), predicts.get("referee"), labelled, size=size, settings=settings.supply)
+
+
+def _check_supply(settings: DrawSettings, judge_dir: str | None, referee_dir: str | None, *, no_paint: bool) -> None:
+    from synth.draw.supply import check_judge
+
+    if no_paint and settings.supply.oversample > 1:
+        raise UserError("--no-paint", rule="transformed sources are written as they come, none is chosen",
+                        repair="leave supply.oversample= out")
+    check_judge(settings.supply, there=bool(judge_dir))
+    if referee_dir and settings.supply.oversample == 1:
+        raise UserError(f"referee={referee_dir}", rule="with supply.oversample=1 there is nothing to choose, so it "
+                        "would not be used", repair="add supply.oversample=4, or leave referee= out")
 
 
 @app.command()
@@ -92,13 +124,15 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
          no_paint: bool = typer.Option(False, "--no-paint", help="write the transformed sources unpainted")) -> None:
     """Draw pairs: synth draw CONFIG generator=DIR data.labelled=DIR [data.unlabelled=DIR] [judge=DIR] n=500 out=DIR.
 
-    Without judge= only novelty is checked. --no-paint writes what every kept pixel must equal; it takes size= in the
-    place of generator=.
+    Without judge= only novelty is checked. judge=DIR referee=DIR supply.oversample=4 draws four times as many and keeps
+    those that are hard for the judge and true to their mask for the referee, and a random half. --no-paint writes
+    what every kept pixel must equal; it takes size= in the place of generator=.
     """
     from synth.core.config import to_yaml
 
     generator_dir, rest = take(overrides, "generator")
     judge_dir, rest = take(rest, "judge")
+    referee_dir, rest = take(rest, "referee")
     out, rest = take(rest, "out")
     n, rest = take_number(rest, "n", 100)
     seed, rest = take_number(rest, "seed", 0)
@@ -106,8 +140,8 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     data, rest = _take_data(rest)
     settings = _settings(config, rest)
     if dry_run:
-        typer.echo(f"generator: {generator_dir}\njudge: {judge_dir}\nn: {n}\nseed: {seed}\nsize: {size}\nout: {out}\n"
-                   + "data:\n" + indent(to_yaml(data), "  ") + to_yaml(settings), nl=False)
+        typer.echo(f"generator: {generator_dir}\njudge: {judge_dir}\nreferee: {referee_dir}\nn: {n}\nseed: {seed}\n"
+                   f"size: {size}\nout: {out}\ndata:\n" + indent(to_yaml(data), "  ") + to_yaml(settings), nl=False)
         return
     from synth.draw import draw as run_draw
     from synth.fit import load_generator
@@ -115,15 +149,18 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     from synth.gates import default_gates
 
     out = required(out, "out", "data/made")
+    _check_supply(settings, judge_dir, referee_dir, no_paint=no_paint)
     generator = None if no_paint else load_generator(required(generator_dir, "generator", "runs/painter"))
     labelled = _load_labelled(data)
-    gates = None
+    gates = supply = None
     if generator is not None:
         training = load_images(data.unlabelled, channels=labelled.info.channels, like=labelled.info) \
             if data.unlabelled else None
         judge = _load_judge(judge_dir, size=generator.size) if judge_dir else None
         gates = default_gates(judge, labelled, training=_join(labelled, training), size=generator.size)
-    made = run_draw(generator, labelled, n=n, seed=seed, gates=gates, out=out, config=settings, size=size)
+        supply = _load_supply(settings, judge_dir, referee_dir, labelled=labelled, size=generator.size)
+    made = run_draw(generator, labelled, n=n, seed=seed, gates=gates, out=out, config=settings, size=size,
+                    supply=supply)
     if made is not None:
         typer.echo(f"{out}: {len(made)} pairs kept of {n} asked for")
 
@@ -165,18 +202,24 @@ def layouts(overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
 
 
 @app.command()
-def audit(folder: Path = FOLDER) -> None:
-    """Verify a drawn set: every file against the ledger, every kept pixel against its hash; sum up the gates."""
-    from synth.draw import verify_shards
-    from synth.show import summary
+def audit(folder: str = typer.Argument(None, metavar="[DIR]", help="folder of a drawn set"),
+          overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN,
+          seam: Path = typer.Option(None, help="folder of a generator: look for its seams instead"),
+          json_file: Path = typer.Option(None, "--json", help="with --seam: also write what was found")) -> None:
+    """Verify a drawn set, files and kept pixels against their hashes: synth audit DIR.
 
-    faults = verify_shards(folder)
-    for line in faults or summary(folder):  # a damaged set may not open, so there is no summing it up
-        say(line)
-    if faults:
-        raise UserError(str(folder), rule=f"{len(faults)} fault(s), listed above",
-                        repair="run the synth draw command that made it again, it draws the bad shards anew")
-    say("every file and every kept pixel is as drawn")
+    Or ask whether a network finds places that a generator kept although they hold no object (0.5 = it does not):
+    synth audit --seam GENERATOR data.labelled=DIR [data.unlabelled=DIR] [n=200] [out=DIR] [steps=400 ...].
+    """
+    from synth.audit import run_drawn, run_seam
+
+    words = [word for word in (folder, *(overrides or [])) if word is not None]
+    if seam is None:
+        given = {"--json": json_file is not None, "--dry-run": dry_run}
+        run_drawn(words, seam_only=[option for option, there in given.items() if there])
+        return
+    data, rest = _take_data(words)
+    run_seam(seam, data, rest, json_file=json_file, dry_run=dry_run)
 
 
 @app.command()

@@ -29,11 +29,31 @@ class Generator(ABC):
         """Pixel values that were -1 and 1 in the unit space it was fitted in."""
 
     @abstractmethod
-    def sample(self, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int]) -> torch.Tensor:
+    def sample(self, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int],
+               keep_in: torch.Tensor | None = None) -> torch.Tensor:
         """Returns a new image, unit (B, C, H, W), for each source image, unit (B, C, H, W), and its labels (B, H, W).
 
         Row i depends on `seeds[i]` and on row i of the inputs alone.
+
+        Args:
+            keep_in: (B, H, W) bool, further pixels of `image` that show through but are no foreground (the frame of
+                an endoscope's picture); a generator that cannot keep pixels may use it as it likes.
         """
+
+    def transformed(self, image: torch.Tensor) -> torch.Tensor:
+        """Returns unit `image` (B, C, H, W) as its kept pixels appear in what is drawn: untouched, unless overridden."""
+        return image
+
+    def roundtrip(self, image: torch.Tensor) -> torch.Tensor:
+        """Returns `image`, unit (B, C, H, W), as the generator's own representation gives it back: decode(encode(x)).
+
+        Optional: only generators that work in latents have one.
+
+        Raises:
+            UserError: if this generator has none.
+        """
+        raise UserError(f"{type(self).__name__} {tuple(image.shape)}", rule="this generator has no autoencoder to send "
+                        "an image through", repair="take a latent generator, e.g. one of kind inpaint")
 
     @abstractmethod
     def sampler_settings(self) -> dict[str, float | int | str]:

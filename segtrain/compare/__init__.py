@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from segtrain.compare.arms import ARMS, Arm, choose_arms
 from segtrain.compare.data import Parts
 from segtrain.compare.gallery import make_gallery
+from segtrain.compare.making import JUDGED, PAINTED
 from segtrain.compare.prepare import prepare
 from segtrain.compare.runs import Bench, Job
 from segtrain.compare.settings import CompareSettings, load_settings
@@ -97,9 +98,9 @@ class _Clock:
 def _pairs(arms: Sequence[Arm], baseline: str) -> tuple[tuple[str, str], ...]:
     names = [arm.name for arm in arms]
     pairs = [(name, baseline) for name in names if name != baseline]
-    # Painting has to beat pasting: the same masks, without a generator.
-    control = ("real+inpaint", "real+copypaste")
-    return (*pairs, control) if set(control) <= set(names) and control not in pairs else tuple(pairs)
+    # Painting has to beat what has the same masks and no new surroundings; exchanged masks are held to the baseline.
+    controls = [("real+inpaint", name) for name in ("real+copypaste", "real+affine", "real+roundtrip")]
+    return (*pairs, *(c for c in controls if set(c) <= set(names) and c not in pairs))
 
 
 def _index(bench: Bench, arms: Sequence[Arm], jobs: Sequence[Job]) -> Index:
@@ -109,13 +110,14 @@ def _index(bench: Bench, arms: Sequence[Arm], jobs: Sequence[Job]) -> Index:
     notes = (*parts.notes, *_weak_judges(bench, made), *(_shortage(m) for m in made if m.kept < m.asked))
     return Index(settings.baseline, _pairs(arms, settings.baseline),
                  tuple(str(bench.scores_file(job).relative_to(bench.out)) for job in jobs), made,
-                 bench.painter_seconds() if "inpaint" in kinds else 0.0, _data_facts(bench), notes,
-                 make_gallery(bench, arms), settings.model_dump(mode="json"), versions())
+                 bench.painter_seconds() if kinds.keys() & set(PAINTED) else 0.0, _data_facts(bench), notes,
+                 make_gallery(bench, arms), settings.model_dump(mode="json"), versions(),
+                 bench.referee_seconds() if kinds.keys() & {"inpaint", "inpaint_shuffled"} else 0.0)
 
 
 def _weak_judges(bench: Bench, made: Sequence[MadeFacts]) -> list[str]:
     notes = []
-    for k in sorted({m.draw for m in made}):
+    for k in sorted({m.draw for m in made if m.kind in JUDGED}):
         cases = bench.result(Job(ARMS["real"], bench.parts.draws[k])).cases
         dice = sum(sum(c.dice) / len(c.dice) for c in cases) / len(cases)
         if dice < WEAK_JUDGE:

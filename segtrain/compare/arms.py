@@ -11,10 +11,16 @@ from synth.core.checks import UserError
 
 @dataclass(frozen=True)
 class Arm:
-    """One condition: which synthetic pairs it adds, and whether it sees unlabelled images."""
+    """One condition: which synthetic pairs it adds, and whether it sees unlabelled images.
+
+    Attributes:
+        synthetic: "inpaint"; or a control: "copypaste" (the same foregrounds on other real images), "affine" (the
+            transformed sources as they are), "roundtrip" (those through the generator's autoencoder, which adds nothing
+            but its texture), "inpaint_shuffled" (the painted images, each with the mask of another: it must hurt).
+    """
 
     name: str
-    synthetic: Literal["copypaste", "inpaint"] | None = None
+    synthetic: Literal["copypaste", "inpaint", "inpaint_shuffled", "roundtrip", "affine"] | None = None
     unlabelled: bool = False
 
 
@@ -24,6 +30,9 @@ ARMS = {arm.name: arm for arm in (
     Arm("real+inpaint", synthetic="inpaint"),
     Arm("real+unlabelled", unlabelled=True),
     Arm("all", synthetic="inpaint", unlabelled=True),
+    Arm("real+affine", synthetic="affine"),
+    Arm("real+roundtrip", synthetic="roundtrip"),
+    Arm("real+inpaint_shuffled", synthetic="inpaint_shuffled"),
 )}
 
 

@@ -11,7 +11,8 @@ import torch
 from pydantic import TypeAdapter
 
 from segtrain.compare.arms import Arm
-from segtrain.compare.runs import Bench, Job, rejected_pairs
+from segtrain.compare.making import rejected_pairs
+from segtrain.compare.runs import Bench, Job
 from segtrain.plots import tile
 from segtrain.record import MadeFacts, Row, Tile
 from synth.core.files import hash_json, replace_file, write_text

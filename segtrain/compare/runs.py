@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from pyarrow import parquet
+from pydantic import JsonValue
 
 from segtrain.compare.arms import ARMS, Arm
 from segtrain.compare.data import Parts, fingerprint
+from segtrain.compare.making import PAINTED, count_verdicts, made_identity, make_pairs, make_ready
 from segtrain.compare.settings import CompareSettings
 from segtrain.compare.splits import LabelDraw
 from segtrain.metrics import score_cases
 from segtrain.record import MadeFacts
 from segtrain.summary import RunResult, read_result, write_result
-from synth.core.checks import UserError
 from synth.core.files import hash_json, replace_file, write_json
 from synth.core.pairs import ImageSet, PairSet
 from synth.core.rng import derive_seed
@@ -74,84 +74,101 @@ class Bench:
             self._prints[key] = fingerprint(self.parts.unlabelled_of(draw))
         return self._prints[key]
 
-    @cached_property
-    def painter_folder(self) -> Path:
-        """Where the inpainting generator lies: it is one for all label draws, for it never sees a mask."""
-        return self._folder("painter", [self.settings.inpaint, self.settings.size, fingerprint(self.parts.training())])
+    def _painter_draw(self, draw: LabelDraw) -> LabelDraw:
+        """Returns the label draw whose masks the generator may see: its own, or, if it sees none, any one for all."""
+        return draw if self.settings.inpaint["denoiser"]["labels"] else self.parts.draws[0]
 
-    def painter(self) -> Generator:
-        """Returns the inpainting generator, fitted on every training image."""
+    def painter_folder(self, draw: LabelDraw) -> Path:
+        """Returns where the generator of a label draw lies; one that never sees a mask is the same for all of them."""
+        seen = self._labelled_print(self._painter_draw(draw)) if self.settings.inpaint["denoiser"]["labels"] else None
+        return self._folder("painter", [self.settings.inpaint, self.settings.size, seen, self._training_print])
+
+    @cached_property
+    def _training_print(self) -> str | None:
+        return fingerprint(self.parts.training())
+
+    def painter(self, draw: LabelDraw) -> Generator:
+        """Returns the generator, fitted on every training image and on no mask but those of its label draw."""
         from synth.fit import fit
 
-        draw = self.parts.draws[0]
-        return fit(self.settings.inpaint, self.parts.labelled_of(draw), self.parts.unlabelled_of(draw),
-                   out=self.painter_folder, overrides=(f"size={self.settings.size}",))
+        own = self._painter_draw(draw)
+        return fit(self.settings.inpaint, self.parts.labelled_of(own), self.parts.unlabelled_of(own),
+                   out=self.painter_folder(draw), overrides=(f"size={self.settings.size}",))
 
     def painter_due(self, arms: Sequence[Arm]) -> bool:
-        """Returns whether one of `arms` needs the generator and it is not fitted yet."""
-        wanted = any(arm.synthetic == "inpaint" for arm in arms)
-        return wanted and not (self.painter_folder / "model_index.json").exists()
+        """Returns whether one of `arms` needs a generator that is not fitted yet."""
+        wanted = any(arm.synthetic in PAINTED for arm in arms)
+        return wanted and not all((self.painter_folder(d) / "model_index.json").exists() for d in self.parts.draws)
 
     def painter_seconds(self) -> float:
-        """Returns how long the generator trained, over all sittings."""
-        return sum(json.loads(p.read_text(encoding="utf-8"))["seconds"] for p in self.painter_folder.rglob("done.json"))
+        """Returns how long the generators trained, over all sittings and label draws."""
+        folders = dict.fromkeys(self.painter_folder(draw) for draw in self.parts.draws)
+        return sum(json.loads(p.read_text(encoding="utf-8"))["seconds"] for f in folders for p in f.rglob("done.json"))
 
     def judge(self, draw: LabelDraw) -> Segmenter:
         """Returns the segmenter that judges synthetic pairs: trained on this draw's real pairs alone, first seed."""
         return self.segmenter(Job(ARMS["real"], draw))
 
+    def judge_folder(self, draw: LabelDraw) -> Path:
+        """Returns where the judge lies."""
+        return self.segmenter_folder(Job(ARMS["real"], draw))
+
+    @property
+    def supplied(self) -> bool:
+        """Whether more pairs are painted than kept, and a referee is needed to choose."""
+        return self.settings.draw["supply"]["oversample"] > 1
+
+    def _referee_seed(self, draw: LabelDraw) -> int:
+        return derive_seed(self.settings.split.seed, "referee", draw.index) % 2**31
+
+    def referee_folder(self, draw: LabelDraw) -> Path:
+        """Returns where the referee of a label draw lies."""
+        return self._folder("referee", [self.settings.segment, self.settings.referee, self.settings.size,
+                                        self._referee_seed(draw), self._labelled_print(draw)])
+
+    def referee(self, draw: LabelDraw) -> Segmenter:
+        """Returns the judge's second opinion: another architecture, trained as long on the same real pairs."""
+        from segtrain.train import fit
+
+        return fit({**self.settings.segment, "model": self.settings.referee}, self.parts.labelled_of(draw),
+                   method="supervised", out=self.referee_folder(draw), held_out=self._held_out,
+                   overrides=(f"size={self.settings.size}", f"loop.seed={self._referee_seed(draw)}"))
+
+    def referee_seconds(self) -> float:
+        """Returns how long the referees trained, all label draws together; 0 if there are none."""
+        done = [self.referee_folder(draw) / "done.json" for draw in self.parts.draws] if self.supplied else []
+        return sum(json.loads(p.read_text(encoding="utf-8"))["seconds"] for p in done if p.exists())
+
+    def drawing(self, kind: str) -> dict[str, JsonValue]:
+        """Returns the draw settings of one kind of pairs: the supply is for painted ones, where it is on at all."""
+        with_supply = kind == "inpaint" and self.supplied
+        return {k: v for k, v in self.settings.draw.items() if k != "supply" or with_supply}
+
     def made_folder(self, kind: str, draw: LabelDraw) -> Path:
         """Returns where the synthetic pairs of a label draw lie."""
-        own = [self.painter_folder.name, self.settings.gates] if kind == "inpaint" else self._unlabelled_print(draw)
-        judge = self.segmenter_folder(Job(ARMS["real"], draw)).name
-        return self._folder(kind, [self.settings.synthetic.model_dump(), self.settings.draw, judge, own])
+        return self._folder(kind, made_identity(self, kind, draw, labelled=self._labelled_print(draw),
+                                                unlabelled=self._unlabelled_print(draw)))
 
     def made(self, kind: str, draw: LabelDraw) -> MadeFacts:
         """Returns what is known of the synthetic pairs of a label draw; they are drawn if they are not there yet."""
         folder = self.made_folder(kind, draw)
         facts = folder / FACTS
         if not facts.exists():
-            judge, painter = self.judge(draw), self.painter() if kind == "inpaint" else None
+            make_ready(self, kind, draw)
             started = time.perf_counter()
             log.info("label draw %d: %s draws %d pairs", draw.index, kind, self.settings.synthetic.n)
-            self._draw(draw, judge, painter, folder)
+            make_pairs(self, kind, draw, folder)
             write_json(facts, {**count_verdicts(folder), "seconds": time.perf_counter() - started})
         return MadeFacts(kind, draw.index, str(folder.relative_to(self.out)), self.settings.synthetic.n,
                          **json.loads(facts.read_text(encoding="utf-8")))
 
-    def _draw(self, draw: LabelDraw, judge: Segmenter, painter: Generator | None, folder: Path) -> None:
-        try:
-            if painter is None:
-                self._copypaste(draw, judge, folder)
-            else:
-                self._inpaint(draw, judge, painter, folder)
-        except UserError as error:
-            if n_rows(folder, "train") or not n_rows(folder, "rejected"):
-                raise
-            # Gates that let nothing through are a finding, not a fault: the arm then has its real pairs alone.
-            log.warning("label draw %d: %s", draw.index, error)
-
-    def _inpaint(self, draw: LabelDraw, judge: Segmenter, painter: Generator, folder: Path) -> None:
-        from synth.draw import draw as draw_pairs
-        from synth.gates import GateSettings, default_gates
-
-        labelled, made = self.parts.labelled_of(draw), self.settings.synthetic
-        gates = default_gates(judge.predict, labelled, training=self.parts.training(), size=self.settings.size,
-                              settings=GateSettings(**self.settings.gates))
-        draw_pairs(painter, labelled, n=made.n, seed=made.seed, gates=gates, out=folder,
-                   config=self.settings.draw)
-
-    def _copypaste(self, draw: LabelDraw, judge: Segmenter, folder: Path) -> None:
-        from synth.draw import draw_copypaste
-
-        made = self.settings.synthetic
-        draw_copypaste(self.parts.labelled_of(draw), self.parts.unlabelled_of(draw), predict=judge.predict,
-                       judge=judge.content_hash(), n=made.n, seed=made.seed, size=self.settings.size, out=folder,
-                       config=self.settings.draw)
-
     def kept(self, made: MadeFacts) -> PairSet | None:
         """Returns the pairs that the gates kept, None if they kept none."""
         return read_shards(self.out / made.folder) if made.kept else None
+
+    @property
+    def _held_out(self) -> tuple[str, ...]:
+        return tuple(sorted(set(self.parts.test.groups)))
 
     def _seed(self, job: Job) -> int:
         return derive_seed(self.settings.split.seed, "training", job.draw.index, job.seed) % 2**31
@@ -177,7 +194,7 @@ class Bench:
         return fit(
             self.settings.segment, self.parts.labelled_of(job.draw), synthetic=self.kept(made) if made else None,
             unlabelled=self.parts.unlabelled_of(job.draw) if job.arm.unlabelled else None, method=self._method(job.arm),
-            out=self.segmenter_folder(job), held_out=tuple(sorted(set(self.parts.test.groups))),
+            out=self.segmenter_folder(job), held_out=self._held_out,
             overrides=(f"size={self.settings.size}", f"loop.seed={self._seed(job)}"))
 
     def scores_file(self, job: Job) -> Path:
@@ -221,24 +238,3 @@ def _count(images: ImageSet | None) -> int:
 def _save_labels(path: Path, labels: np.ndarray) -> None:
     with path.open("wb") as handle:  # a handle, for numpy would add .npz to the temporary name
         np.savez_compressed(handle, labels=labels)
-
-
-def rejected_pairs(folder: Path) -> PairSet | None:
-    """Returns the pairs in `folder` that the gates rejected, None if there are none."""
-    return read_shards(folder, "rejected") if n_rows(folder, "rejected") else None
-
-
-def n_rows(folder: Path, split: str) -> int:
-    """Returns how many pairs the shards of a split hold, 0 if there are no shards."""
-    return sum(parquet.read_metadata(path).num_rows for path in (folder / "data").glob(f"{split}-*.parquet"))
-
-
-def count_verdicts(folder: Path) -> dict[str, object]:
-    """Returns how many pairs in `folder` were kept and rejected, and by which gates (a pair may fail several)."""
-    rejected = rejected_pairs(folder)
-    reasons: dict[str, int] = {}
-    for item in rejected.items if rejected else ():
-        for reason in item.made.reason.split("; "):
-            gate = reason.partition(" ")[0]
-            reasons[gate] = reasons.get(gate, 0) + 1
-    return {"kept": n_rows(folder, "train"), "rejected": n_rows(folder, "rejected"), "reasons": reasons}

@@ -53,7 +53,9 @@ class CompareSettings(Settings):
     Attributes:
         size: working resolution, px. n_labelled: labelled images of each draw; None = all of the labelled folder.
         method: of the arms that see unlabelled images. segment, inpaint: settings of those two commands.
-        draw: how sources are transformed, for inpainting and pasting alike. gates: how strict they are.
+        draw: how sources are transformed, for every kind of pairs alike. gates: how strict they are.
+        referee: network of the second segmenter that says which hard pairs are true to their masks, where
+            draw.supply.oversample > 1; by default one unlike the arms'. All else is as in segment.
         test_seed: of the bootstrap and the permutation test.
     """
 
@@ -70,14 +72,22 @@ class CompareSettings(Settings):
     segment: Part = Field(default_factory=dict)
     inpaint: Part = Field(default_factory=dict)
     draw: Part = Field(default_factory=dict)
+    referee: Part = Field(default_factory=dict)
     gates: Part = Field(default_factory=dict)
     resamples: int = Field(9999, ge=99)
     test_seed: int = 0
     nsd_tolerance_px: float = Field(1.0, ge=0)
 
 
-_OWN = {"segment": ("data", "method", "size"), "inpaint": ("data", "out", "size"), "draw": (), "gates": ()}
+_OWN = {"segment": ("data", "method", "size"), "inpaint": ("data", "out", "size"), "draw": (), "gates": (),
+        "referee": ()}
 """What the comparison itself decides for its parts."""
+
+_REFEREES: dict[str, dict[str, JsonValue]] = {
+    "tiny": {"name": "unet", "encoder": "timm-mobilenetv3_small_100", "channels": [8, 16, 16, 32, 64]},
+    "unet": {"name": "tiny", "channels": [32, 64, 128, 256]},
+}
+"""The referee beside a judge of that name; the first is as quick on a CPU as the tiny network at 64 px."""
 
 
 def load_settings(config: str | Path | CompareSettings | dict | None, overrides: Sequence[str] = ()
@@ -90,7 +100,7 @@ def load_settings(config: str | Path | CompareSettings | dict | None, overrides:
     Raises:
         UserError: naming the key or file.
     """
-    from segtrain.settings import SegmentSettings
+    from segtrain.settings import ModelSettings, SegmentSettings
     from synth.diffusion.settings import InpaintSettings
     from synth.draw import DrawSettings
     from synth.gates import GateSettings
@@ -99,7 +109,18 @@ def load_settings(config: str | Path | CompareSettings | dict | None, overrides:
     beside = Path(config).parent if isinstance(config, str | Path) else Path()
     models = {"segment": SegmentSettings, "inpaint": InpaintSettings, "draw": DrawSettings, "gates": GateSettings}
     parts = {name: _spell_out(name, getattr(settings, name), beside=beside, model=m) for name, m in models.items()}
-    return settings.model_copy(update=parts)
+    judge = parts["segment"]["model"]
+    referee = _spell_out("referee", settings.referee or _REFEREES[judge["name"]], beside=beside, model=ModelSettings)
+    _check_referee(parts["draw"], judge, referee)
+    return settings.model_copy(update={**parts, "referee": referee})
+
+
+def _check_referee(draw: dict[str, JsonValue], judge: dict[str, JsonValue], referee: dict[str, JsonValue]) -> None:
+    alike = judge["name"] == referee["name"] and (judge["name"] == "tiny" or judge["encoder"] == referee["encoder"])
+    if alike and draw["supply"]["oversample"] > 1:
+        raise UserError(f"referee {referee['name']}", rule="it has the judge's architecture (segment.model); what is "
+                        "hard for the one must be settled by another", repair="name another network or encoder, or "
+                        "leave referee out")
 
 
 def _spell_out(name: str, part: dict[str, JsonValue], *, beside: Path, model: type[Settings]) -> dict[str, JsonValue]:

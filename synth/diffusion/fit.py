@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from diffusers.utils import logging as diffusers_logging
+from scipy.ndimage import distance_transform_edt, label
 
-from synth.core.checks import UserError
+from synth.core.checks import IGNORE, UserError
 from synth.core.config import save_config
 from synth.core.device import compute_device
-from synth.core.files import claim_folder
+from synth.core.files import claim_folder, write_json
 from synth.core.loop import train
 from synth.core.pairs import Arrays, ImageSet, PairSet
-from synth.core.rng import sample_rng, uniform
 from synth.core.space import pixels_to_unit
 from synth.diffusion.autoencoder import (
     autoencoder_recipe,
@@ -29,18 +29,35 @@ from synth.diffusion.autoencoder import (
     image_batches,
     standardise,
 )
-from synth.diffusion.denoiser import DenoiserRecipe, build_denoiser, build_scheduler, latent_batches
+from synth.diffusion.batches import CachedView, denoiser_batches, view_of
+from synth.diffusion.codec import (
+    Codec,
+    PixelCodec,
+    choose_space,
+    latent_channels,
+    latent_factor,
+    latents_to_unit,
+    load_codec,
+    unit_to_latents,
+)
+from synth.diffusion.denoiser import DenoiserRecipe, build_denoiser, build_scheduler, labels_to_coverage
+from synth.diffusion.health import Health, enforce_health, measure_health
 from synth.diffusion.inpaint import InpaintPipeline
-from synth.diffusion.settings import DenoiserSettings, InpaintSettings
+from synth.diffusion.settings import InpaintSettings
 
 
-def training_images(labelled: PairSet, unlabelled: ImageSet | None, size: int) -> Arrays:
-    """Returns the images of both sets at `size`, sorted by id, without masks: the order of arrival is no setting.
+def training_images(labelled: PairSet, unlabelled: ImageSet | None, size: int, *, labels: bool) -> Arrays:
+    """Returns the images of both sets at `size`, sorted by id: the order of arrival is no setting.
+
+    Args:
+        labels: whether the masks of the labelled images are kept; those of all others are 255 everywhere (unknown).
 
     Raises:
         UserError: if the sets differ in channels, or share an id.
     """
-    arrays = labelled.arrays(size).without_masks()
+    arrays = labelled.arrays(size)
+    masks = arrays.masks if labels else np.full_like(arrays.masks, IGNORE)
+    arrays = dataclasses.replace(arrays, masks=masks)
     if unlabelled is not None and len(unlabelled):
         other = unlabelled.arrays(size)
         if other.info.channels != arrays.info.channels or other.images.dtype != arrays.images.dtype:
@@ -51,25 +68,26 @@ def training_images(labelled: PairSet, unlabelled: ImageSet | None, size: int) -
         if shared:
             raise UserError(unlabelled.where, rule=f"id {sorted(shared)[0]!r} is in the labelled set too",
                             repair="remove it from one of the two folders")
-        arrays = dataclasses.replace(arrays, images=np.concatenate([arrays.images, other.images]),
-                                     ids=arrays.ids + other.ids, groups=arrays.groups + other.groups)
+        unknown = np.full((len(other), size, size), IGNORE, np.uint8)
+        arrays = dataclasses.replace(
+            arrays, images=np.concatenate([arrays.images, other.images]), masks=np.concatenate([masks, unknown]),
+            ids=arrays.ids + other.ids, groups=arrays.groups + other.groups)
     return arrays.select(np.argsort(np.array(arrays.ids), kind="stable"))
 
 
-def zoomed(images: torch.Tensor, ids: tuple[str, ...], *, view: int, settings: DenoiserSettings) -> torch.Tensor:
-    """Returns view number `view` of unit images (N, C, S, S): 0 = as they are, else a random crop, perhaps mirrored."""
-    if view == 0:
-        return images
-    out = torch.empty_like(images)
-    for i, name in enumerate(ids):
-        rng = sample_rng(view, "view", name)
-        s = 1 / uniform(rng, 1, settings.zoom)
-        x, y = uniform(rng, s - 1, 1 - s), uniform(rng, s - 1, 1 - s)
-        sign = -1.0 if settings.flip and uniform(rng, 0, 1) < 0.5 else 1.0
-        theta = torch.tensor([[[sign * s, 0, x], [0, s, y]]])
-        grid = F.affine_grid(theta, [1, *images.shape[1:]], align_corners=False)
-        out[i] = F.grid_sample(images[i:i + 1], grid, padding_mode="reflection", align_corners=False)[0]
-    return out
+def median_thickness(masks: np.ndarray) -> float | None:
+    """Returns the median, over objects, of the diameter of the largest disc inside, px; None without an object.
+
+    Args:
+        masks: labels (N, H, W), 255 = unknown.
+    """
+    found = []
+    for mask in masks:
+        for k in np.unique(mask[(mask > 0) & (mask != IGNORE)]):
+            parts, n = label(mask == k)
+            depth = distance_transform_edt(parts > 0)
+            found += [2 * float(depth[parts == i].max()) for i in range(1, n + 1)]
+    return float(np.median(found)) if found else None
 
 
 def _save_pipeline(pipeline: InpaintPipeline, out: Path) -> None:
@@ -89,20 +107,39 @@ def load_pipeline(folder: Path) -> InpaintPipeline:
     """Returns the pipeline saved in `folder`, on the GPU if there is one; only local files, and no progress bar."""
     diffusers_logging.disable_progress_bar()
     try:
-        return InpaintPipeline.from_pretrained(folder, local_files_only=True).to(compute_device())
+        pipeline = InpaintPipeline.from_pretrained(folder, local_files_only=True).to(compute_device())
+        pipeline.unet.to(memory_format=torch.channels_last)
+        return pipeline
     finally:
         diffusers_logging.enable_progress_bar()
 
 
+def _resolve(settings: InpaintSettings, labelled: PairSet) -> InpaintSettings:
+    """Returns the settings with `autoencoder.kind` decided."""
+    ae = settings.autoencoder
+    if ae.kind != "auto" or ae.pretrained:
+        return settings
+    kind = choose_space(median_thickness(labelled.arrays(settings.size).masks))
+    return settings.model_copy(update={"autoencoder": ae.model_copy(update={"kind": kind})})
+
+
 def _check_settings(settings: InpaintSettings, *, n_ranks: int) -> None:
     ae, dn = settings.autoencoder, settings.denoiser
-    side = 2 ** (len(ae.widths) + len(dn.widths) - 2)
-    if settings.size % side:
+    factor = ae.patch if ae.kind == "pixels" else 2 ** (len(ae.widths) - 1)
+    side = factor * 2 ** (len(dn.widths) - 1)
+    if settings.size % side and not ae.pretrained:
         raise UserError(f"size={settings.size}", rule=f"the size must be a multiple of {side} for these widths",
                         repair="choose such a size")
     if len(dn.attention) != len(dn.widths):
         raise UserError(f"denoiser.attention={list(dn.attention)}", rule="it has one entry for each of "
                         f"denoiser.widths={list(dn.widths)}", repair="write as many of both")
+    low, high = settings.sampler.margin_cells
+    if not 0 <= low <= high:
+        raise UserError(f"sampler.margin_cells={[low, high]}", rule="it is the fewest and the most cells",
+                        repair="write for example [1, 3]")
+    if settings.sampler.mode != "surroundings" and not dn.labels:
+        raise UserError(f"sampler.mode={settings.sampler.mode}", rule="it needs a denoiser that learns labels",
+                        repair="write denoiser.labels=true")
     for name, batch_size in (("autoencoder", ae.batch_size), ("denoiser", dn.batch_size)):
         if batch_size % n_ranks:
             raise UserError(f"{name}.batch_size={batch_size}", rule=f"it is no multiple of the {n_ranks} processes",
@@ -114,14 +151,16 @@ def fit_inpaint(
 ) -> InpaintPipeline:
     """Returns the fitted pipeline, saved in `out`; running again resumes, or returns at once when finished.
 
-    Only images are used, never masks: labelled and unlabelled ones of the training split.
+    Images are those of the training split, labelled and unlabelled; masks are used if `denoiser.labels`.
 
     Raises:
-        UserError: if the settings or the sets do not fit together, or `out` holds another run.
+        UserError: if the settings or the sets do not fit together, the autoencoder is not fit to be painted with, or
+            `out` holds another run.
     """
+    settings = _resolve(settings, labelled)
     _check_settings(settings, n_ranks=PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes)
-    arrays = training_images(labelled, unlabelled, settings.size)
-    identity = settings.model_dump(mode="json", exclude={"data", "out"})
+    arrays = training_images(labelled, unlabelled, settings.size, labels=settings.denoiser.labels)
+    identity = settings.model_dump(mode="json", exclude={"data", "out", "health"})
     claim_folder(out, kind="inpaint", identity={"settings": identity, "images": arrays.fingerprint()})
     if (out / "model_index.json").exists():
         return load_pipeline(out)
@@ -134,24 +173,61 @@ def fit_inpaint(
     return load_pipeline(out)
 
 
-def _train_pipeline(settings: InpaintSettings, arrays: Arrays, out: Path) -> InpaintPipeline:
-    ae, dn = settings.autoencoder, settings.denoiser
+def _codec(settings: InpaintSettings, arrays: Arrays, out: Path) -> Codec:
+    """Returns the codec, trained, loaded, or made: raw, its latents not yet standardised."""
+    ae, channels = settings.autoencoder, arrays.info.channels
+    if ae.pretrained:
+        return load_codec(ae.pretrained, channels=channels)
+    if ae.kind == "pixels":
+        return PixelCodec(in_channels=channels, sample_size=settings.size, patch=ae.patch)
     torch.manual_seed(ae.loop.seed)
-    vae = build_autoencoder(ae, channels=arrays.info.channels, size=settings.size)
-    batches = image_batches(arrays, batch_size=ae.batch_size, seed=ae.loop.seed, flip=dn.flip)
+    vae = build_autoencoder(ae, channels=channels, size=settings.size)
+    batches = image_batches(arrays, batch_size=ae.batch_size, seed=ae.loop.seed, flip=settings.denoiser.flip)
     train(autoencoder_recipe(vae, ae), batches, out / "autoencoder", ae.loop, label="autoencoder")
-    vae.eval().requires_grad_(False)
+    return vae
+
+
+HEALTH_IMAGES = 64
+"""How many training images the codec's health is measured on."""
+
+
+def _health(codec: Codec, images: torch.Tensor, labels: torch.Tensor, settings: InpaintSettings) -> Health:
+    shown = labels != IGNORE
+    rows = shown.flatten(1).any(1).nonzero().flatten()[:HEALTH_IMAGES]
+    marked = labels[rows] if len(rows) and (labels[rows] > 0).any() else None
+    picked = images[rows] if marked is not None else images[:HEALTH_IMAGES]
+    return measure_health(lambda x: unit_to_latents(codec, x.to(codec.device)), lambda z: latents_to_unit(codec, z).cpu(),
+                          picked, marked, border_px=settings.health.border_px)
+
+
+@torch.no_grad()
+def _train_pipeline(settings: InpaintSettings, arrays: Arrays, out: Path) -> InpaintPipeline:
+    dn, n_classes = settings.denoiser, arrays.info.n_classes
+    with torch.enable_grad():
+        codec = _codec(settings, arrays, out)
+    codec.eval().requires_grad_(False)
     images = pixels_to_unit(arrays.images, arrays.info.intensity_range)
-    views = [encode_statistics(vae, zoomed(images, arrays.ids, view=v, settings=dn)) for v in range(dn.n_views)]
-    standardise(vae, views[0])
+    labels = torch.from_numpy(arrays.masks.astype(np.int64))
+    shown = [view_of(images, labels, arrays.ids, view=v, settings=dn) for v in range(dn.n_views)]
+    statistics = [encode_statistics(codec, x) for x, _ in shown]
+    standardise(codec, statistics[0])
+    health = _health(codec, images, labels, settings)
+    write_json(out / "health.json", dataclasses.asdict(health))
+    enforce_health(health, settings.health)
+    shift, scale = codec.config.shift_factor, codec.config.scaling_factor
+    factor = latent_factor(codec)
+    views = [CachedView((s.mean - shift) * scale, s.logvar + 2 * math.log(scale),
+                        labels_to_coverage(marked, n_classes, factor=factor))
+             for s, (_, marked) in zip(statistics, shown, strict=True)]
     torch.manual_seed(dn.loop.seed)
-    latent_size = views[0].mean.shape[-1]
-    unet = build_denoiser(dn, latent_channels=ae.latent_channels, latent_size=latent_size)
-    scheduler = build_scheduler()
-    recipe = DenoiserRecipe(unet, scheduler.alphas_cumprod, dn)
-    batches = latent_batches(views, shift=vae.config.shift_factor, scale=vae.config.scaling_factor,
-                             batch_size=dn.batch_size, seed=dn.loop.seed)
-    train(recipe, batches, out / "denoiser", dn.loop, label="denoiser")
+    unet = build_denoiser(dn, latent_channels=latent_channels(codec), latent_size=views[0].mean.shape[-1],
+                          n_classes=n_classes)
+    unet = unet.to(memory_format=torch.channels_last)
+    recipe = DenoiserRecipe(unet, dn)
+    labelled = (labels != IGNORE).flatten(1).any(1).nonzero().flatten()
+    batches = denoiser_batches(views, labelled, batch_size=dn.batch_size, seed=dn.loop.seed, settings=dn)
+    with torch.enable_grad():
+        train(recipe, batches, out / "denoiser", dn.loop, label="denoiser")
     low, high = arrays.info.intensity_range
-    return InpaintPipeline(vae.cpu(), recipe.averages["unet"].net.cpu(), scheduler, unit_low=low, unit_high=high,
-                           **settings.sampler.model_dump())
+    return InpaintPipeline(codec.cpu(), recipe.averages["unet"].net.cpu(), build_scheduler(dn), n_classes=n_classes,
+                           tells_labels=dn.labels, unit_low=low, unit_high=high, **settings.sampler.model_dump())

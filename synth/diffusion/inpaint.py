@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import DiffusionPipeline, EDMEulerScheduler, UNet2DModel
 from diffusers.utils import BaseOutput
 from PIL import Image
 
@@ -16,8 +15,11 @@ from synth.core.checks import UserError
 from synth.core.files import hash_json, sha256
 from synth.core.rng import randn_each, sample_rng
 from synth.core.space import from_channels, labels_to_keep, unit_to_pixels
-from synth.diffusion.autoencoder import latents_to_unit, unit_to_latents
-from synth.diffusion.samplers import Denoise, Known, n_evaluations, resampling_walk, sample_ddim
+from synth.diffusion.codec import Codec, PixelCodec, latent_factor, latents_to_unit, unit_to_latents
+from synth.diffusion.denoiser import Told, guided, labels_to_coverage
+from synth.diffusion.regions import blend_alpha, draw_margins, grow_cells, keep_to_latent, kept_pixels
+from synth.diffusion.samplers import SAMPLERS, Denoise, Known, Walk, n_evaluations, resampling_walk
+from synth.diffusion.settings import PRESETS, SamplerSettings
 from synth.generator import Generator, check_request
 
 
@@ -26,32 +28,6 @@ class InpaintOutput(BaseOutput):
     """Painted images: unit (B, C, H, W) for "pt", (B, H, W, C) in [0, 1] for "np", a list for "pil"."""
 
     images: torch.Tensor | np.ndarray | list[Image.Image]
-
-
-def keep_to_latent(keep: torch.Tensor, *, factor: int, margin_cells: int) -> torch.Tensor:
-    """Returns the latent keep mask (B, 1, h, w) bool of keep (B, H, W) bool: max-pooled, grown by `margin_cells`.
-
-    Max-pooling never hands a foreground pixel to the generator; nearest sampling repaints a third of a thin wall.
-    """
-    pooled = F.max_pool2d(keep[:, None].float(), factor)
-    if margin_cells:
-        pooled = F.max_pool2d(pooled, 2 * margin_cells + 1, stride=1, padding=margin_cells)
-    return pooled > 0.5
-
-
-def blend_alpha(keep: torch.Tensor, *, width_px: int) -> torch.Tensor:
-    """Returns the weight of the source image, (B, 1, H, W): 1 on keep (B, H, W), 0 beyond `width_px`, smooth between.
-
-    The mask is dilated first and then blurred by as much, so that every foreground pixel has weight exactly 1 and
-    the transition lies outside the label.
-    """
-    r = width_px // 2
-    grown = F.max_pool2d(keep[:, None].float(), 2 * r + 1, stride=1, padding=r)
-    kernel = torch.hann_window(2 * r + 3, periodic=False, device=keep.device)[1:-1]
-    kernel = kernel / kernel.sum()
-    smooth = F.conv2d(F.pad(grown, (r, r, 0, 0), mode="replicate"), kernel.view(1, 1, 1, -1))
-    smooth = F.conv2d(F.pad(smooth, (0, 0, r, r), mode="replicate"), kernel.view(1, 1, -1, 1))
-    return torch.where(keep[:, None], 1.0, smooth.clamp(0, 1))
 
 
 def _seeds(n: int, seeds: Sequence[int] | None,
@@ -68,35 +44,42 @@ def _seeds(n: int, seeds: Sequence[int] | None,
 
 
 class InpaintPipeline(DiffusionPipeline, Generator):
-    """Latent-diffusion inpainting with an unconditional denoiser (AugPaint, arXiv 2506.23038; RePaint resampling).
+    """Diffusion inpainting that keeps the annotated foreground (AugPaint, arXiv 2506.23038), by one denoiser that is
+    told what it must match: it also repaints objects in place and draws from label maps (`mode`).
 
     Args:
-        vae: autoencoder whose config carries shift_factor and scaling_factor of its training latents.
-        unet: denoiser of standardised latents. scheduler: gives the noise levels; any scheduler with
-            `alphas_cumprod` and v- or epsilon-prediction may be swapped in.
-        n_steps, jump_length, jump_repeats, eta, margin_cells: defaults of a call, see `SamplerSettings`.
+        vae: codec whose config carries shift_factor and scaling_factor of its training latents.
+        unet: denoiser, see `precondition`. scheduler: gives the noise levels; any with `sigmas` in EDM's coordinates
+            may be swapped in.
+        n_classes: of the labels it may be told. tells_labels: whether it learnt them.
+        sampler ... mode: defaults of a call, see `SamplerSettings`; `with_sampler` changes them.
         unit_low, unit_high: pixel values that are -1 and 1 in unit space.
     """
 
     model_cpu_offload_seq = "unet->vae"
 
-    def __init__(self, vae: AutoencoderKL, unet: UNet2DModel, scheduler: DDIMScheduler, n_steps: int = 50,  # noqa: PLR0913
-                 jump_length: int = 5, jump_repeats: int = 1, eta: float = 1.0, margin_cells: int = 1,
-                 unit_low: float = 0.0, unit_high: float = 255.0) -> None:
+    def __init__(  # noqa: PLR0913
+        self, vae: Codec, unet: UNet2DModel, scheduler: EDMEulerScheduler, n_classes: int = 2,
+        tells_labels: bool = True, sampler: str = "dpmpp_2m", n_steps: int = 20, eta: float = 0.0, jump_length: int = 5,  # noqa: FBT001, FBT002
+        jump_repeats: int = 1, margin_cells: tuple[int, int] = (1, 3), guidance: float = 1.0,
+        mode: str = "surroundings", texture: str = "codec", unit_low: float = 0.0, unit_high: float = 255.0,
+    ) -> None:
         super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
-        self.register_to_config(n_steps=n_steps, jump_length=jump_length, jump_repeats=jump_repeats, eta=eta,
-                                margin_cells=margin_cells, unit_low=unit_low, unit_high=unit_high)
+        self.register_to_config(
+            n_classes=n_classes, tells_labels=tells_labels, sampler=sampler, n_steps=n_steps, eta=eta,
+            jump_length=jump_length, jump_repeats=jump_repeats, margin_cells=list(margin_cells), guidance=guidance,
+            mode=mode, texture=texture, unit_low=unit_low, unit_high=unit_high)
 
     @property
     def factor(self) -> int:
         """Pixels per latent cell side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return latent_factor(self.vae)
 
     @property
     def size(self) -> int:
         """Side of the images it draws, px."""
-        return int(self.vae.config.sample_size)
+        return int(self.unet.config.sample_size) * self.factor
 
     @property
     def channels(self) -> int:
@@ -108,15 +91,42 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         """Pixel values that are -1 and 1 in unit space."""
         return float(self.config.unit_low), float(self.config.unit_high)
 
-    def sampler_settings(self) -> dict[str, float | int | str]:
+    @property
+    def sampler(self) -> SamplerSettings:
+        """How it paints unless a call says otherwise."""
+        return SamplerSettings(**{name: self.config[name] for name in SamplerSettings.model_fields})
+
+    def with_sampler(self, settings: SamplerSettings | str) -> InpaintPipeline:
+        """Returns this pipeline, same networks, with other sampler settings, or with a preset's on top of its own.
+
+        Raises:
+            UserError: for an unknown preset, or a mode that needs labels the denoiser never learnt.
+        """
+        if isinstance(settings, str):
+            if settings not in PRESETS:
+                raise UserError(f"preset={settings}", rule="no such preset", repair=f"take one of {', '.join(PRESETS)}")
+            settings = SamplerSettings(**{**self.sampler.model_dump(), **PRESETS[settings]})
+        if settings.mode != "surroundings" and not self.config.tells_labels:
+            raise UserError(f"mode={settings.mode}", rule="this generator was fitted without labels, so it cannot be "
+                            "told where an object shall be", repair="fit it with denoiser.labels=true")
+        own = {k: v for k, v in self.config.items() if not k.startswith("_")
+               and k not in (*self.components, *SamplerSettings.model_fields)}
+        return InpaintPipeline(**self.components, **own, **settings.model_dump())
+
+    def sampler_settings(self) -> dict[str, float | int | str | list[int]]:
         """Returns every setting that `sample` uses."""
-        keys = ("n_steps", "jump_length", "jump_repeats", "eta", "margin_cells")
-        return {"sampler": "ddim", "scheduler": type(self.scheduler).__name__, **{k: self.config[k] for k in keys}}
+        return {"scheduler": type(self.scheduler).__name__, "ring_px": self.ring_px,
+                **self.sampler.model_dump(mode="json")}
+
+    @property
+    def ring_px(self) -> int:
+        """How far around the foreground mode "object" paints, px: one latent cell."""
+        return self.factor
 
     def content_hash(self) -> str:
         """Returns 16 hexadecimal digits over weights and configuration of all parts, and the sampler settings."""
         parts: dict[str, object] = {"sampler": self.sampler_settings(), "range": self.intensity_range,
-                                    "alphas": sha256(self.scheduler.alphas_cumprod.numpy().tobytes())}
+                                    "told": [self.config.n_classes, self.config.tells_labels]}
         for name, part in (("vae", self.vae), ("unet", self.unet), ("scheduler", self.scheduler)):
             # Keys that begin with "_" say where a part was loaded from and by which version, not what it is.
             parts[f"{name}_config"] = {k: v for k, v in part.config.items() if not k.startswith("_")}
@@ -125,35 +135,43 @@ class InpaintPipeline(DiffusionPipeline, Generator):
             parts[name] = sha256(weights)
         return hash_json(parts)
 
-    def levels(self, n_steps: int, *, strength: float = 1.0) -> tuple[torch.Tensor, list[int]]:
-        """Returns cumulative alphas (n + 1,) of levels 0..n, and the network's timestep of levels 1..n."""
+    def levels(self, n_steps: int, *, strength: float = 1.0) -> torch.Tensor:
+        """Returns the noise levels (n + 1,) from 0 (clean) to the noisiest that `strength` leaves."""
         self.scheduler.set_timesteps(n_steps)
-        steps = [int(t) for t in self.scheduler.timesteps][::-1]
-        steps = steps[:max(1, round(strength * len(steps)))]
-        return torch.cat([torch.ones(1), self.scheduler.alphas_cumprod[steps].cpu()]), steps
+        sigmas = self.scheduler.sigmas.float().cpu().flip(0)
+        return sigmas[:max(1, round(strength * n_steps)) + 1]
 
-    def _denoise(self, alphas: torch.Tensor, steps: list[int]) -> Denoise:
-        kind = self.scheduler.config.prediction_type
-        if kind not in ("v_prediction", "epsilon"):
-            raise UserError(f"prediction_type={kind}", rule="the denoiser predicts v or epsilon",
-                            repair="swap in a scheduler made with from_config(pipeline.scheduler.config)")
+    def walk(self, n_steps: int) -> Walk:
+        """Returns the moves over `n_steps` levels, with the resampling that is set."""
+        return resampling_walk(n_steps, jump_length=self.config.jump_length, jump_repeats=self.config.jump_repeats)
 
-        def denoise(latents: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-            """Returns clean latents and noise, both (B, c, h, w)."""
-            a = alphas[level]
-            out = self.unet(latents, torch.full((len(latents),), steps[level - 1], device=latents.device)).sample
-            if kind == "v_prediction":
-                return a.sqrt() * latents - (1 - a).sqrt() * out, a.sqrt() * out + (1 - a).sqrt() * latents
-            return (latents - (1 - a).sqrt() * out) / a.sqrt().clamp(min=1e-4), out
+    def evaluations(self, n_steps: int | None = None) -> int:
+        """Returns how often the network is called for one batch."""
+        n = n_evaluations(self.walk(n_steps or self.config.n_steps), sampler=self.config.sampler)
+        return n * (1 if self.config.guidance == 1 else 2)
 
-        return denoise
+    def kept(self, mask: torch.Tensor, keep_in: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns which pixels a drawn pair takes from its source, (B, H, W) bool, for labels `mask` (B, H, W)."""
+        keep = kept_pixels(mask, mode=self.config.mode, ring_px=self.ring_px)
+        return keep if keep_in is None else keep | (keep_in & ~labels_to_keep(mask))
+
+    def _coverage(self, labels: torch.Tensor | None, shape: torch.Size) -> torch.Tensor:
+        n, factor = self.config.n_classes, self.factor
+        if labels is None or not self.config.tells_labels:
+            return torch.zeros(shape[0], n, shape[2] // factor, shape[3] // factor, device=self.device)
+        return labels_to_coverage(labels.to(self.device), n, factor=factor)
 
     @torch.no_grad()
-    def paint(self, image: torch.Tensor, keep: torch.Tensor, *, seeds: Sequence[int], n_steps: int | None = None,
-              strength: float = 1.0, callback: Callable[[int, int], None] | None = None) -> torch.Tensor:
+    def paint(  # noqa: PLR0913 - what is kept, what is told, and how
+        self, image: torch.Tensor, keep: torch.Tensor, *, seeds: Sequence[int], labels: torch.Tensor | None = None,
+        keep_in: torch.Tensor | None = None, n_steps: int | None = None, strength: float = 1.0,
+        callback: Callable[[int, int], None] | None = None,
+    ) -> torch.Tensor:
         """Returns painted unit images (B, C, H, W); `image` (B, C, H, W) shows through where keep (B, H, W) is True.
 
         Args:
+            labels: (B, H, W), told to the denoiser if it learnt labels; None = it is told none.
+            keep_in: (B, H, W) bool, kept too, but without a margin (a frame, the air around a body).
             strength: in (0, 1]; below 1 painting starts from the source noised to that share of the levels.
             callback: called with (evaluations done, evaluations in all).
 
@@ -164,36 +182,61 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         if not 0 < strength <= 1:
             raise UserError(f"strength={strength}", rule="it lies in (0, 1]", repair="write strength=1.0")
         image, keep = image.to(self.device), keep.to(self.device)
-        alphas, steps = self.levels(n_steps or self.config.n_steps, strength=strength)
-        alphas = alphas.to(self.device)
-        walk = resampling_walk(len(steps), jump_length=self.config.jump_length, jump_repeats=self.config.jump_repeats)
-        rngs = [sample_rng(s, "paint") for s in seeds]
+        sigmas = self.levels(n_steps or self.config.n_steps, strength=strength)
         source = unit_to_latents(self.vae, image)
-        latents = randn_each(source.shape[1:], rngs, self.device)
+        held = keep_to_latent(keep, factor=self.factor)
+        held = grow_cells(held, draw_margins(seeds, tuple(self.config.margin_cells)))
+        if keep_in is not None:
+            keep_in = keep_in.to(self.device)
+            held, keep = held | keep_to_latent(keep_in, factor=self.factor), keep | keep_in
+        if self.config.mode == "object":  # what is repainted must not be held by its neighbours' margin
+            held = held & ~keep_to_latent(~keep, factor=self.factor)
+        rngs = [sample_rng(s, "paint") for s in seeds]
+        latents = sigmas[-1] * randn_each(source.shape[1:], rngs, self.device)
         if strength < 1:  # else pure noise: nothing of the old surrounding may leak in
-            top = alphas[len(steps)]
-            latents = top.sqrt() * source + (1 - top).sqrt() * latents
-        known = Known(source, keep_to_latent(keep, factor=self.factor, margin_cells=self.config.margin_cells),
-                      [sample_rng(s, "known") for s in seeds])
-        denoise = self._denoise(alphas, steps)
-        done, total = [0], n_evaluations(len(steps), jump_length=self.config.jump_length,
-                                         jump_repeats=self.config.jump_repeats)
+            latents = latents + source
+        told = Told.of(source, held, self._coverage(labels, image.shape))
+        latents = SAMPLERS[self.config.sampler](
+            self._denoise(told, callback, self.evaluations(len(sigmas) - 1)), latents, sigmas,
+            walk=self.walk(len(sigmas) - 1), rngs=rngs, eta=self.config.eta,
+            known=Known(source, held, [sample_rng(s, "known") for s in seeds]))
+        shown = self.transformed(image).to(self.device)
+        alpha = blend_alpha(keep, width_px=self.factor)
+        return torch.where(alpha == 1, shown, alpha * shown + (1 - alpha) * latents_to_unit(self.vae, latents))
 
-        def counted(z: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-            """Returns what `denoise` says of z (B, c, h, w), after telling the callback."""
-            done[0] += 1
+    def _denoise(self, told: Told, callback: Callable[[int, int], None] | None, total: int) -> Denoise:
+        done = [0]
+
+        def denoise(latents: torch.Tensor, sigma: float) -> torch.Tensor:
+            """Returns the clean estimate (B, c, h, w) of latents (B, c, h, w), after telling the callback."""
+            done[0] += 1 if self.config.guidance == 1 else 2
             if callback is not None:
                 callback(done[0], total)
-            return denoise(z, level)
+            return guided(self.unet, told, latents, sigma, guidance=self.config.guidance)
 
-        latents = sample_ddim(counted, latents, alphas, walk=walk, rngs=rngs, eta=self.config.eta, known=known)
-        painted = latents_to_unit(self.vae, latents)
-        alpha = blend_alpha(keep, width_px=self.factor)
-        return alpha * image + (1 - alpha) * painted
+        return denoise
 
-    def sample(self, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int]) -> torch.Tensor:
-        """Returns new surroundings for the foreground of labels `mask` (B, H, W) in `image`, unit (B, C, H, W)."""
-        return self.paint(image, labels_to_keep(mask), seeds=seeds).cpu()
+    def sample(self, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int],
+               keep_in: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns a new image for labels `mask` (B, H, W) and unit `image` (B, C, H, W): what `mode` says is painted.
+
+        Args:
+            keep_in: (B, H, W) bool, further pixels that show through.
+        """
+        if tuple(mask.shape) != (len(seeds), *image.shape[-2:]):
+            check_request(self, image, mask, seeds=seeds)
+        keep = kept_pixels(mask, mode=self.config.mode, ring_px=self.ring_px)
+        return self.paint(image, keep, seeds=seeds, labels=mask, keep_in=keep_in).cpu()
+
+    def transformed(self, image: torch.Tensor) -> torch.Tensor:
+        """Returns unit `image` (B, C, H, W) as its kept pixels will be: through the codec, or as it is (`texture`)."""
+        lossless = isinstance(self.vae, PixelCodec) or self.config.texture == "source"
+        return image if lossless else self.roundtrip(image)
+
+    @torch.no_grad()
+    def roundtrip(self, image: torch.Tensor) -> torch.Tensor:
+        """Returns unit `image` (B, C, H, W) decoded from its own latents: the codec's texture without new content."""
+        return latents_to_unit(self.vae, unit_to_latents(self.vae, image.to(self.device))).cpu()
 
     @torch.no_grad()
     def __call__(  # noqa: PLR0913 - the names that users of diffusers know
@@ -222,7 +265,8 @@ class InpaintPipeline(DiffusionPipeline, Generator):
                 if callback_on_step_end is not None:
                     callback_on_step_end(done, total)
 
-            unit = self.paint(image, labels_to_keep(mask), seeds=_seeds(len(image), seeds, generator),
+            keep = kept_pixels(mask, mode=self.config.mode, ring_px=self.ring_px)
+            unit = self.paint(image, keep, seeds=_seeds(len(image), seeds, generator), labels=mask,
                               n_steps=num_inference_steps, strength=strength, callback=tick).cpu()
         if output_type == "pt":
             return InpaintOutput(images=unit)

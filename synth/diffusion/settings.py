@@ -8,6 +8,8 @@ from pydantic import Field
 
 from synth.core.config import Settings
 from synth.core.loop import LoopSettings
+from synth.diffusion.health import HealthSettings
+from synth.features import FeatureName
 
 
 class DataSettings(Settings):
@@ -20,24 +22,49 @@ class DataSettings(Settings):
 
 
 class AutoencoderSettings(Settings):
-    """The KL autoencoder. Down-sampling f = 2^(len(widths) - 1): three widths give f = 4."""
+    """The KL autoencoder. Down-sampling f = 2^(len(widths) - 1): three widths give f = 4.
 
+    Attributes:
+        kind: "kl" = this autoencoder; "pixels" = none, the denoiser works on the pixels themselves (f = 1); "auto" =
+            pixels where the median object is under 16 px across, else kl.
+        patch: of "pixels": patch x patch pixels become channels of one cell, without loss.
+        pretrained: local folder of an AutoencoderKL, AutoencoderTiny or PixelCodec to use in the place of training one.
+        perceptual_weight, adversarial_weight: of these terms beside the L1; 0 = without. The adversarial weight is a
+            share of the gradient of all other terms in the last layer, so it needs no tuning to the image range.
+        adversarial_start: share of the run after which the discriminator begins.
+        features: of the perceptual term.
+    """
+
+    kind: Literal["auto", "kl", "pixels"] = "auto"
+    patch: Literal[1, 2, 4, 8] = 2
+    pretrained: str | None = None
     widths: tuple[int, ...] = (64, 128, 128)
     layers: int = Field(1, ge=1)
     latent_channels: int = Field(4, ge=1)
     batch_size: int = Field(16, ge=1)
     lr: float = Field(1e-3, gt=0)
     gradient_weight: float = Field(1.0, ge=0)
+    perceptual_weight: float = Field(1.0, ge=0)
+    adversarial_weight: float = Field(0.2, ge=0)
+    adversarial_start: float = Field(0.5, ge=0, lt=1)
+    features: FeatureName = "auto"
     kl_weight: float = Field(1e-6, ge=0)
     loop: LoopSettings = LoopSettings(steps=10000)
 
 
 class DenoiserSettings(Settings):
-    """The unconditional latent denoiser, v-prediction.
+    """The one denoiser: painting surroundings, repainting or inserting objects, drawing from labels or from nothing.
 
     Attributes:
-        n_views: cached latents per training image: the image, then random zooms (and flips, if `flip`) of it.
         attention: which resolutions, from fine to coarse, use self-attention.
+        n_views: cached latents per training image: the image, then random zooms (and flips, if `flip`) of it.
+        sigma_min, sigma_max: range of noise levels of sampling. p_mean, p_std: of log sigma in training.
+        labels: whether it is told the label maps of the labelled images. If not, one generator serves any choice of
+            labelled images among the training images.
+        label_dropout: share of labelled images shown without their labels. labelled_share: of every batch.
+        keep_dropout: share of images of which nothing is told. repaint_share: of the others, the share of which all but
+            a region is told, in the place of a region.
+        foreground_weight: how much more the loss counts on labelled foreground (0 = alike).
     """
 
     widths: tuple[int, ...] = (128, 256, 384)
@@ -48,26 +75,56 @@ class DenoiserSettings(Settings):
     lr: float = Field(2e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    snr_gamma: float = Field(5.0, gt=0)
+    sigma_min: float = Field(0.01, gt=0)
+    sigma_max: float = Field(40.0, gt=0)
+    p_mean: float = 0.3
+    p_std: float = Field(1.4, gt=0)
     n_views: int = Field(4, ge=1)
     flip: bool = True
     zoom: float = Field(1.2, ge=1)
+    labels: bool = True
+    label_dropout: float = Field(0.2, ge=0, le=1)
+    labelled_share: float = Field(0.25, ge=0, le=1)
+    keep_dropout: float = Field(0.2, ge=0, le=1)
+    repaint_share: float = Field(0.2, ge=0, le=1)
+    foreground_weight: float = Field(0.0, ge=0)
     loop: LoopSettings = LoopSettings(steps=20000)
+
+
+SamplerName = Literal["ddim", "euler", "heun", "dpmpp_2m"]
+Mode = Literal["surroundings", "object", "layout"]
 
 
 class SamplerSettings(Settings):
     """How a pair is painted.
 
     Attributes:
-        n_steps: noise levels; jump_length, jump_repeats: RePaint's resampling (repeats 1 = none).
-        eta: 0 = DDIM, 1 = ancestral. margin_cells: latent cells by which the keep mask is grown.
+        sampler: see `synth.diffusion.samplers`. n_steps: noise levels. eta: 0 = deterministic, 1 = ancestral (churn).
+        jump_length, jump_repeats: RePaint's resampling (repeats 1 = none).
+        margin_cells: fewest and most latent cells by which the keep mask is grown; drawn anew for each pair, so that
+            the transition is at no fixed distance from the label.
+        guidance: classifier-free guidance by the labels; 1 = none, else two evaluations a step.
+        texture: of the kept pixels. "codec" = the source is first sent through the codec, so kept and painted pixels have
+            one texture, and no seam of texture runs along the label; "source" = the pixels as they are on disk.
+        mode: what is painted. surroundings = everything but the foreground (AugPaint); object = the foreground inside
+            its own mask, the surroundings kept; layout = everything, from the labels alone.
     """
 
-    n_steps: int = Field(50, ge=1)
+    sampler: SamplerName = "dpmpp_2m"
+    n_steps: int = Field(20, ge=1)
+    eta: float = Field(0.0, ge=0, le=1)
     jump_length: int = Field(5, ge=1)
     jump_repeats: int = Field(1, ge=1)
-    eta: float = Field(1.0, ge=0, le=1)
-    margin_cells: int = Field(1, ge=0)
+    margin_cells: tuple[int, int] = (1, 3)
+    guidance: float = Field(1.0, ge=0)
+    mode: Mode = "surroundings"
+    texture: Literal["codec", "source"] = "codec"
+
+
+PRESETS: dict[str, dict[str, str | int | float]] = {
+    "fast": {"sampler": "dpmpp_2m", "n_steps": 8, "eta": 0.0, "jump_repeats": 1, "guidance": 1.0},
+}
+"""Named changes of `SamplerSettings`, on top of what a generator was saved with."""
 
 
 class InpaintSettings(Settings):
@@ -77,6 +134,7 @@ class InpaintSettings(Settings):
     size: int = Field(128, ge=16)
     data: DataSettings = DataSettings()
     autoencoder: AutoencoderSettings = AutoencoderSettings()
+    health: HealthSettings = HealthSettings()
     denoiser: DenoiserSettings = DenoiserSettings()
     sampler: SamplerSettings = SamplerSettings()
     out: str | None = None

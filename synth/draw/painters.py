@@ -19,7 +19,7 @@ from synth.generator import Generator
 
 @dataclass(frozen=True)
 class Painted:
-    """Pixels (B, C, S, S) and labels (B, S, S) uint8; `others`: id and group of a second parent, None without."""
+    """Pixels (B, C, S, S), labels (B, S, S) uint8; `others`: id and group of a parent the painter added, or None."""
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -40,22 +40,50 @@ def no_painter(sources: Sources) -> Painted:
 
 
 def unit_over_source(unit: torch.Tensor, source: np.ndarray, labels: np.ndarray, *,
-                     intensity_range: tuple[float, float]) -> np.ndarray:
+                     intensity_range: tuple[float, float], keep_in: np.ndarray | None = None) -> np.ndarray:
     """Returns painted `unit` (B, C, S, S) as pixels, those of `source` (B, C, S, S) under the labels' foreground.
 
     Whatever a generator did, the annotated pixels are the source's, bit for bit. Labels are (B, S, S) uint8.
+
+    Args:
+        keep_in: (B, S, S) bool, further pixels that stay the source's.
     """
-    return np.where(_foreground(labels), source, unit_to_pixels(unit, intensity_range, source.dtype))
+    keep = _foreground(labels) if keep_in is None else _foreground(labels) | keep_in[:, None]
+    return np.where(keep, source, unit_to_pixels(unit, intensity_range, source.dtype))
+
+
+def kept_source(generator: Generator, pixels: np.ndarray) -> np.ndarray:
+    """Returns pixels (B, C, S, S) as `generator` shows what it keeps: the very same ones, or sent through its codec."""
+    unit = pixels_to_unit(pixels, generator.intensity_range)
+    shown = generator.transformed(unit)
+    return pixels if shown is unit else unit_to_pixels(shown, generator.intensity_range, pixels.dtype)
 
 
 def generator_painter(generator: Generator) -> Painter:
-    """Returns the painter that asks `generator`, then writes the foreground's source pixels over its answer."""
+    """Returns the painter that asks `generator`, then writes the kept source pixels over its answer."""
     low_high = generator.intensity_range
 
     def paint(sources: Sources) -> Painted:
-        labels = torch.from_numpy(sources.labels.astype(np.int64))
-        unit = generator.sample(pixels_to_unit(sources.pixels, low_high), labels, seeds=sources.seeds)
-        pixels = unit_over_source(unit, sources.pixels, sources.labels, intensity_range=low_high)
+        labels, unit = torch.from_numpy(sources.labels.astype(np.int64)), pixels_to_unit(sources.pixels, low_high)
+        painted = generator.sample(unit, labels, seeds=sources.seeds, keep_in=torch.from_numpy(sources.keep_in))
+        pixels = unit_over_source(painted, kept_source(generator, sources.pixels), sources.labels,
+                                  intensity_range=low_high, keep_in=sources.keep_in)
+        return Painted(pixels, sources.labels, (None,) * len(sources.keys))
+
+    return paint
+
+
+def roundtrip_painter(generator: Generator) -> Painter:
+    """Returns the painter that sends the whole source through `generator.roundtrip`: no new content, its texture alone.
+
+    The kept pixels stay the source's, as they do when a surrounding is painted: what is left is what a generator costs.
+    """
+    low_high = generator.intensity_range
+
+    def paint(sources: Sources) -> Painted:
+        unit = generator.roundtrip(pixels_to_unit(sources.pixels, low_high))
+        pixels = unit_over_source(unit, sources.pixels, sources.labels, intensity_range=low_high,
+                                  keep_in=sources.keep_in)
         return Painted(pixels, sources.labels, (None,) * len(sources.keys))
 
     return paint
@@ -104,15 +132,16 @@ def paste_painter(labelled: Arrays, clear: Backgrounds | None, *, seed: int,
     """
     real = labelled_backgrounds(labelled)
 
-    def pick(name: str, row: int) -> tuple[Backgrounds, int]:
+    def pick(name: str, row: int, second: tuple[str, str] | None) -> tuple[Backgrounds, int]:
         rng = sample_rng(seed, "background", name)
-        others = [i for i in range(len(real.ids)) if i != row] or [row]
+        own = (row, real.ids.index(second[0]) if second else row)  # neither parent of what is pasted
+        others = [i for i in range(len(real.ids)) if i not in own] or [row]
         if clear is not None and clear.ids and float(torch.rand((), generator=rng)) < 0.5:
             return clear, choice(rng, len(clear.ids))
         return real, others[choice(rng, len(others))]
 
     def paint(sources: Sources) -> Painted:
-        picked = [pick(name, row) for name, row in zip(sources.keys, sources.rows, strict=True)]
+        picked = [pick(*words) for words in zip(sources.keys, sources.rows, sources.others, strict=True)]
         under = np.stack([b.pixels[i] for b, i in picked])
         under_labels = np.stack([b.labels[i] for b, i in picked])
         keep = _foreground(sources.labels)

@@ -16,14 +16,22 @@ from synth.core.files import claim_folder, sweep
 from synth.core.pairs import Arrays, ImageSet, Pair, PairSet
 from synth.core.rng import one_thread
 from synth.diffusion.inpaint import blend_alpha
-from synth.draw.painters import Painter, clear_backgrounds, generator_painter, no_painter, paste_painter
+from synth.draw.painters import (
+    Painter,
+    clear_backgrounds,
+    generator_painter,
+    no_painter,
+    paste_painter,
+    roundtrip_painter,
+)
 from synth.draw.shards import Origin, Plan, draw_shard, kept_hash, ledger_path, shard_is_whole, write_shards
 from synth.draw.sources import rows_with_foreground, transform_pairs
+from synth.draw.supply import Supply, SupplySettings, check_judge
 from synth.formats import read_shards, shard_name, write_dataset_files
 from synth.gates import Gates
 from synth.gates.gates import Predict
 from synth.generator import Generator
-from synth.layouts import LayoutSettings
+from synth.layouts import LayoutSettings, learn_anatomy
 
 
 class DrawSettings(Settings):
@@ -32,12 +40,14 @@ class DrawSettings(Settings):
     Attributes:
         shard_size: kept pairs per file. batch_size: candidates painted together, fixed so that files are identical
             for any number of processes. max_tries: candidates per wanted pair before a shard gives up.
+        supply: how many pairs have to pass the gates for each one that is kept, and which are.
     """
 
     layout: LayoutSettings = LayoutSettings()
     shard_size: int = Field(32, ge=1)
     batch_size: int = Field(16, ge=1)
     max_tries: int = Field(4, ge=1)
+    supply: SupplySettings = SupplySettings()
 
 
 class CopyPasteSettings(Settings):
@@ -49,14 +59,15 @@ class CopyPasteSettings(Settings):
 
 
 def _run(out: Path, painter: Painter, *, origin: Origin, gates: Gates | None, settings: DrawSettings, n: int,  # noqa: PLR0913
-         seed: int) -> PairSet | None:
-    rows = rows_with_foreground(origin.labelled)
-    plan = Plan(n, settings.shard_size, settings.batch_size, settings.max_tries)
+         seed: int, supply: Supply | None = None) -> PairSet | None:
+    rows, anatomy = rows_with_foreground(origin.labelled), learn_anatomy(origin.labelled, settings.layout)
+    plan = Plan(n, settings.shard_size, settings.batch_size, settings.max_tries,
+                oversample=settings.supply.oversample if supply else 1.0)
 
     def draw_one(shard: int) -> tuple[list[Pair], list[Pair]]:
-        return draw_shard(shard, plan, painter=painter, gates=gates, origin=origin,
+        return draw_shard(shard, plan, painter=painter, gates=gates, origin=origin, supply=supply, seed=seed,
                           transform=lambda keys: transform_pairs(origin.labelled, keys, rows=rows, seed=seed,
-                                                                 layout=settings.layout))
+                                                                 layout=settings.layout, anatomy=anatomy))
 
     with one_thread():  # else files would depend on how many processes share the cores
         write_shards(out, plan, draw_one)
@@ -89,6 +100,25 @@ def _check(n: int, labelled: Arrays) -> None:
     rows_with_foreground(labelled)
 
 
+def _check_fit(generator: Generator, arrays: Arrays, where: str) -> None:
+    info = arrays.info
+    if generator.channels != info.channels or generator.intensity_range != tuple(info.intensity_range):
+        raise UserError(where, rule=f"pairs of {info.channels} channel(s), range {info.intensity_range}, do not fit a "
+                        f"generator of {generator.channels} channel(s), range {generator.intensity_range}",
+                        repair="draw from the kind of data it was fitted on")
+
+
+def _supplied(settings: DrawSettings, supply: Supply | None) -> DrawSettings:
+    """Returns the settings with those of `supply`; raises if they name others, or a supply and there is none."""
+    if supply is None:
+        check_judge(settings.supply, there=False)
+        return settings
+    if settings.supply not in (SupplySettings(), supply.settings):
+        raise UserError(f"supply {settings.supply}", rule=f"the supply given was calibrated with {supply.settings}",
+                        repair="pass the same settings to default_supply and to draw, or none to draw")
+    return settings.model_copy(update={"supply": supply.settings})
+
+
 def _claim(out: str | Path, kind: str, settings: Settings, identity: dict[str, object]) -> Path:
     full = {"settings": settings.model_dump(mode="json"), **identity}
     return claim_folder(Path(out), kind=kind, identity=full)
@@ -97,7 +127,7 @@ def _claim(out: str | Path, kind: str, settings: Settings, identity: dict[str, o
 def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice that a caller makes
     generator: Generator | None, labelled: PairSet, *, n: int, seed: int = 0, gates: Gates | None = None,
     out: str | Path, config: str | Path | dict | DrawSettings | None = None, size: int | None = None,
-    overrides: Sequence[str] = (),
+    supply: Supply | None = None, overrides: Sequence[str] = (),
 ) -> PairSet | None:
     """Returns the kept pairs, n of them where the gates allow; the rejected ones lie in the folder's own split.
 
@@ -107,29 +137,48 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
     Args:
         generator: None writes the transformed sources unpainted, at `size`.
         labelled: real pairs, of training groups only. out: a folder that `datasets.load_dataset` then opens.
+        supply: chooses the kept ones among `supply.oversample` times as many, see `default_supply`; those left over
+            are rejected with the reason "supply". Its settings are taken where `config` names none.
 
     Raises:
-        UserError: if `out` holds another run, the pairs do not fit the generator, or no pair passes the gates.
+        UserError: if `out` holds another run, the pairs do not fit the generator, no pair passes the gates, or more is
+            to be drawn than kept and there is no `supply`.
     """
-    settings = load_config(DrawSettings, config, overrides)
+    settings = _supplied(load_config(DrawSettings, config, overrides), supply)
     side = generator.size if generator else size
     if side is None:
         raise UserError("size", rule="without a generator the working resolution must be given", repair="add size=64")
     arrays = labelled.arrays(side)
-    if generator is not None and (generator.channels != arrays.info.channels
-                                  or generator.intensity_range != tuple(arrays.info.intensity_range)):
-        raise UserError(labelled.where, rule=f"pairs of {arrays.info.channels} channel(s), range "
-                        f"{arrays.info.intensity_range}, do not fit a generator of {generator.channels} channel(s), "
-                        f"range {generator.intensity_range}", repair="draw from the kind of data it was fitted on")
+    if generator is not None:
+        _check_fit(generator, arrays, labelled.where)
     _check(n, arrays)
     name = generator.content_hash() if generator else "none"
     sampler = generator.sampler_settings() if generator else {"sampler": "none"}
     origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True), "inpaint" if generator else "source")
     folder = _claim(out, "draw", settings, {
         "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed,
-        "gates": gates.identity if gates else "none"})
+        "gates": gates.identity if gates else "none", **({"supply": supply.identity} if supply else {})})
     painter = generator_painter(generator) if generator else no_painter
-    return _run(folder, painter, origin=origin, gates=gates, settings=settings, n=n, seed=seed)
+    return _run(folder, painter, origin=origin, gates=gates, settings=settings, n=n, seed=seed, supply=supply)
+
+
+def draw_roundtrip(  # noqa: PLR0913 - as `draw`
+    generator: Generator, labelled: PairSet, *, n: int, seed: int = 0, out: str | Path,
+    config: str | Path | dict | DrawSettings | None = None,
+) -> PairSet | None:
+    """Returns n pairs of the control: the sources that `draw` transforms, through the generator's autoencoder alone.
+
+    Raises:
+        UserError: as `draw`; also if the generator has no autoencoder.
+    """
+    settings, arrays = load_config(DrawSettings, config), labelled.arrays(generator.size)
+    _check_fit(generator, arrays, labelled.where)
+    _check(n, arrays)
+    name, sampler = generator.content_hash(), {"sampler": "roundtrip"}
+    folder = _claim(out, "roundtrip", settings, {
+        "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed})
+    origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True), "roundtrip")
+    return _run(folder, roundtrip_painter(generator), origin=origin, gates=None, settings=settings, n=n, seed=seed)
 
 
 def draw_copypaste(  # noqa: PLR0913 - as `draw`

@@ -18,6 +18,7 @@ from synth.core.pairs import Arrays, Pair, Provenance
 from synth.core.space import from_channels, pixels_to_unit
 from synth.draw.painters import Painted, Painter
 from synth.draw.sources import Sources
+from synth.draw.supply import Supply, choose_pairs, score_supply
 from synth.formats import shard_name, write_shard
 from synth.gates import Gates, Verdict, run_gates
 
@@ -26,12 +27,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """How many pairs, in which shards and batches, and when a shard gives up (candidates per wanted pair)."""
+    """How many pairs, in which shards and batches, and when a shard gives up (candidates per wanted pair).
+
+    Attributes:
+        oversample: pairs that have to pass the gates for each one that is kept.
+    """
 
     n: int
     shard_size: int
     batch_size: int
     max_tries: int
+    oversample: float = 1.0
 
     @property
     def n_shards(self) -> int:
@@ -41,6 +47,10 @@ class Plan:
     def quota(self, shard: int) -> int:
         """Returns the kept pairs that shard number `shard` must hold."""
         return min(self.shard_size, self.n - shard * self.shard_size)
+
+    def wanted(self, shard: int) -> int:
+        """Returns the pairs that have to pass the gates of shard number `shard`, from which its quota is chosen."""
+        return max(self.quota(shard), round(self.oversample * self.quota(shard)))
 
 
 @dataclass(frozen=True)
@@ -62,41 +72,54 @@ def _pairs(sources: Sources, painted: Painted, labels: np.ndarray, verdicts: lis
            origin: Origin) -> Iterator[Pair]:
     groups, names = origin.labelled.groups, origin.labelled.ids
     for i, row in enumerate(sources.rows):
-        parents, parent_groups = [names[row]], [groups[row]]
-        if painted.others[i] is not None:
-            parents.append(painted.others[i][0])
-            parent_groups.append(painted.others[i][1])
+        # The painter's parent (a background), then the layout's (which the layout names too).
+        further = [other for other in (painted.others[i], sources.others[i]) if other is not None]
+        parents, parent_groups = [names[row], *(o[0] for o in further)], [groups[row], *(o[1] for o in further)]
         image, mask = from_channels(painted.pixels[i]), labels[i].astype(np.uint8)
         made = Provenance(
-            parents=tuple(parents), parent_groups=tuple(dict.fromkeys(parent_groups)), seed=sources.seeds[i],
-            generator=origin.generator, layout=sources.layouts[i], settings=origin.settings,
+            parents=tuple(dict.fromkeys(parents)), parent_groups=tuple(dict.fromkeys(parent_groups)),
+            seed=sources.seeds[i], generator=origin.generator, layout=sources.layouts[i], settings=origin.settings,
             kept_sha256=kept_hash(image, mask), scores=verdicts[i].scores,
             verdict="kept" if verdicts[i].kept else "rejected", reason=verdicts[i].reason)
         yield Pair(f"{origin.prefix}-{sources.keys[i]}", groups[row], image, mask, "synthetic", made)
 
 
-def _judge(painted: Painted, gates: Gates | None, origin: Origin) -> tuple[np.ndarray, list[Verdict]]:
-    if gates is None:
-        return painted.labels, [Verdict({}, kept=True, reason="")] * len(painted.labels)
+def _judge(painted: Painted, gates: Gates | None, origin: Origin,
+           supply: Supply | None) -> tuple[np.ndarray, list[Verdict]]:
     unit = pixels_to_unit(painted.pixels, origin.labelled.info.intensity_range)
-    labels, verdicts = run_gates(unit, torch.from_numpy(painted.labels.astype(np.int64)), gates)
+    labels = torch.from_numpy(painted.labels.astype(np.int64))
+    verdicts = [Verdict({}, kept=True, reason="")] * len(labels)
+    if gates is not None:
+        labels, verdicts = run_gates(unit, labels, gates)
+    if supply is not None:  # the whole batch, rejected pairs too: its composition must not depend on the gates
+        verdicts = [Verdict({**verdict.scores, **scores}, verdict.kept, verdict.reason)
+                    for verdict, scores in zip(verdicts, score_supply(unit, labels, supply), strict=True)]
     return labels.numpy(), verdicts
 
 
-def draw_shard(shard: int, plan: Plan, *, transform: Callable[[list[str]], Sources], painter: Painter,
-               gates: Gates | None, origin: Origin) -> tuple[list[Pair], list[Pair]]:
-    """Returns the kept and the rejected pairs of one shard; candidates after the quota is full are not recorded."""
+def draw_shard(  # noqa: PLR0913 - what a batch goes through, part by part
+    shard: int, plan: Plan, *, transform: Callable[[list[str]], Sources], painter: Painter, gates: Gates | None,
+    origin: Origin, supply: Supply | None = None, seed: int = 0,
+) -> tuple[list[Pair], list[Pair]]:
+    """Returns the kept and the rejected pairs of one shard; candidates after the last wanted one are not recorded.
+
+    Args:
+        supply: chooses the kept pairs among all that passed the gates, with random numbers of `seed`.
+    """
     kept: list[Pair] = []
     rejected: list[Pair] = []
-    quota, drawn = plan.quota(shard), 0
-    while len(kept) < quota and drawn < plan.max_tries * quota:
+    wanted, drawn = plan.wanted(shard), 0
+    while len(kept) < wanted and drawn < plan.max_tries * wanted:
         sources = transform([f"{shard:05d}-{drawn + k:05d}" for k in range(plan.batch_size)])
         drawn += plan.batch_size
         painted = painter(sources)
-        labels, verdicts = _judge(painted, gates, origin)
+        labels, verdicts = _judge(painted, gates, origin, supply)
         for pair in _pairs(sources, painted, labels, verdicts, origin):
-            if len(kept) < quota:
+            if len(kept) < wanted:
                 (kept if pair.made.verdict == "kept" else rejected).append(pair)
+    if supply is not None:
+        kept, left = choose_pairs(kept, quota=plan.quota(shard), supply=supply, seed=seed, shard=shard)
+        rejected += left
     return kept, rejected
 
 

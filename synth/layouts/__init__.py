@@ -1,0 +1,13 @@
+"""New label masks from old ones: draw the parameters, then apply them to image and mask alike."""
+
+from synth.layouts.frame import detect_frame, keep_in_of
+from synth.layouts.layout import Layout, Placed, apply_layout, draw_layout, layout_from_json, layout_to_json
+from synth.layouts.recombine import Anatomy, Recombination, fits, learn_anatomy, share_with_several
+from synth.layouts.settings import LayoutSettings
+from synth.layouts.warp import IDENTITY, Affine, apply_image, apply_mask, apply_region, draw_affine, draw_fitting
+
+__all__ = [
+    "IDENTITY", "Affine", "Anatomy", "Layout", "LayoutSettings", "Placed", "Recombination", "apply_image",
+    "apply_layout", "apply_mask", "apply_region", "detect_frame", "draw_affine", "draw_fitting", "draw_layout", "fits",
+    "keep_in_of", "layout_from_json", "layout_to_json", "learn_anatomy", "share_with_several",
+]

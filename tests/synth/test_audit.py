@@ -1,0 +1,84 @@
+"""`synth audit --seam`: what it prints and writes, its dry run, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import squares, tiny_pipeline
+
+import synth
+from synth.audit import audit_seam, generator_paint
+from synth.cli import app
+from synth.core.checks import UserError
+from synth.core.shell import run
+from synth.gates.seam_net import SeamSettings
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a folder with labelled/ (24 pairs), unlabelled/ (12 images) and painter/ (untrained)."""
+    home = tmp_path_factory.mktemp("seam")
+    synth.write_folder(squares(24, n_groups=6), home / "labelled")
+    synth.write_folder(squares(12, seed=4), home / "more")
+    (home / "more" / "images").rename(home / "unlabelled")
+    tiny_pipeline().save_pretrained(home / "painter")
+    return home
+
+
+def synth_cli(*words: object) -> int:
+    """Returns the exit code of `synth WORDS`, run in this process."""
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda: app([str(w) for w in words]))
+    return int(stopped.value.code or 0)
+
+
+def test_the_command_prints_and_writes_what_it_found(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """An untrained generator paints nonsense, so its seams are plain."""
+    words = ("audit", "--seam", home / "painter", f"data.labelled={home}/labelled", "steps=30", "batch_size=8")
+    assert synth_cli(*words, f"data.unlabelled={home}/unlabelled", "n=40", f"out={tmp_path}/runs",
+                     "--json", tmp_path / "seam.json") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[0].startswith("40 placebos in ") and lines[1].endswith("the seam shows")
+    written = json.loads((tmp_path / "seam.json").read_text())
+    assert written["seam"]["auc"] > 0.8 and written["settings"]["steps"] == 30 and len(written["generator"]) == 16
+    assert (tmp_path / "runs" / "fold-1" / "done.json").exists()
+
+
+def test_a_dry_run_prints_every_setting(home: Path, capsys: pytest.CaptureFixture) -> None:
+    assert synth_cli("audit", "--seam", "nowhere", "data.labelled=x", "lr=0.01", "--dry-run") == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["n"] == 200 and printed["lr"] == 0.01 and set(SeamSettings.model_fields) < set(printed)
+
+
+def mistake(capsys: pytest.CaptureFixture, *words: object) -> str:
+    """Returns the one line on stderr of a command that a user got wrong."""
+    capsys.readouterr()
+    assert synth_cli(*words) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "Repair: " in said[0]
+    return said[0]
+
+
+def test_mistakes_are_said(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    seam, labelled = ("audit", "--seam", home / "painter"), f"data.labelled={home}/labelled"
+    assert "data.labelled=" in mistake(capsys, *seam)
+    assert "no finished generator" in mistake(capsys, "audit", "--seam", tmp_path, labelled)
+    assert "did you mean steps" in mistake(capsys, *seam, labelled, "step=3")
+    assert "key=value" in mistake(capsys, *seam, labelled, "folder")
+    assert "n=1" in mistake(capsys, *seam, labelled, "n=1")
+    assert "whole number" in mistake(capsys, *seam, labelled, "n=many")
+    assert "folder=" in mistake(capsys, "audit")
+    assert "--json" in mistake(capsys, "audit", "somewhere", "--json", tmp_path / "x.json")
+    assert "no such setting here" in mistake(capsys, "audit", "somewhere", "steps=3")
+    assert "no ledger" in mistake(capsys, "audit", home / "labelled")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_generator_that_does_not_fit_or_keeps_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="do not fit a generator"):
+        audit_seam(tiny_pipeline(value_range=(0, 100)), squares(6), n=4)
+    with pytest.raises(UserError, match="keeps no pixels"):
+        generator_paint(object())
