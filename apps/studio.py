@@ -14,8 +14,8 @@ from synth import InpaintPipeline, default_gates, load_generator, load_images, l
 from synth.core.checks import UserError, check_mask, check_pair
 from synth.core.pairs import Arrays, DataInfo, ImageSet
 from synth.core.space import labels_to_keep, pixels_to_unit, resize_image, resize_mask, to_channels
-from synth.draw.painters import unit_over_source
-from synth.draw.sources import rows_with_foreground, transform_pairs
+from synth.draw.painters import kept_source, unit_over_source
+from synth.draw.sources import Sources, rows_with_foreground, transform_pairs
 from synth.formats.decode import decode_image, decode_mask, parse_mask_map
 from synth.gates import Gates, Verdict
 from synth.gates.gates import Predict
@@ -157,15 +157,20 @@ def read_upload(image: str | None, mask: str | None, mask_map: str, studio: Stud
     return Arrays(resize_image(to_channels(pixels), size)[None], small[None], (name,), (name,), info)
 
 
-def _lay_out(one: Arrays, ask: Ask) -> tuple[np.ndarray, np.ndarray, str]:
-    """Returns pixels (C, S, S) and labels (S, S) of the pair, edited if asked for, and the edit in words."""
+STILL = LayoutSettings(flip="none", scale=(1, 1), rotate_deg=0, shift=0, elastic=0, recombine=0)
+"""A layout that leaves the pair as it is; its frame is still found and kept."""
+
+
+def _lay_out(one: Arrays, ask: Ask) -> tuple[Sources, str]:
+    """Returns the pair, edited if asked for, and the edit in words."""
+    layout = LayoutSettings() if ask.random_layout else STILL
+    moved = transform_pairs(one, [one.ids[0]], rows=[0], seed=ask.seed, layout=layout)
     if not ask.random_layout:
-        return one.images[0], one.masks[0], ""
-    moved = transform_pairs(one, [one.ids[0]], rows=[0], seed=ask.seed, layout=LayoutSettings())
+        return moved, ""
     edit = layout_from_json(moved.layouts[0]).affine
     words = (f"{'' if edit.flip == 'none' else 'mirrored, '}scaled by {edit.scale:.2f}, turned by {edit.rotate_deg:.0f}"
              f" degrees, shifted by {edit.shift_x:+.0%} / {edit.shift_y:+.0%} of the side")
-    return moved.pixels[0], moved.labels[0], words
+    return moved, words
 
 
 def paint(studio: Studio, one: Arrays, ask: Ask, *, callback: Callable[[int, int], None] | None = None) -> Outcome:
@@ -174,13 +179,14 @@ def paint(studio: Studio, one: Arrays, ask: Ask, *, callback: Callable[[int, int
     Args:
         callback: called with (moves done, moves in all).
     """
-    generator, n = studio.generator, ask.n_variants
-    pixels, labels, layout = _lay_out(one, ask)
-    source, masks = np.stack([pixels] * n), np.stack([labels] * n)
-    low_high, targets = generator.intensity_range, torch.from_numpy(masks.astype(np.int64))
-    seeds = tuple(ask.seed + i for i in range(n))
-    unit = generator.paint(pixels_to_unit(source, low_high), labels_to_keep(targets), seeds=seeds,
-                           n_steps=ask.n_steps, strength=ask.strength, callback=callback)
-    painted = unit_over_source(unit, source, masks, intensity_range=low_high)
+    generator, n, low_high = studio.generator, ask.n_variants, studio.generator.intensity_range
+    moved, words = _lay_out(one, ask)
+    source, masks, frame = (np.repeat(x, n, axis=0) for x in (moved.pixels, moved.labels, moved.keep_in))
+    targets, seeds = torch.from_numpy(masks.astype(np.int64)), tuple(ask.seed + i for i in range(n))
+    unit = generator.paint(pixels_to_unit(source, low_high), labels_to_keep(targets), seeds=seeds, labels=targets,
+                           keep_in=torch.from_numpy(frame), n_steps=ask.n_steps, strength=ask.strength,
+                           callback=callback)
+    painted = unit_over_source(unit, kept_source(generator, source), masks, intensity_range=low_high, keep_in=frame)
     judged, verdicts = run_gates(pixels_to_unit(painted, low_high), targets, studio.gates)
-    return Outcome(pixels, labels, painted, judged.numpy().astype(np.uint8), seeds, tuple(verdicts), layout)
+    return Outcome(moved.pixels[0], moved.labels[0], painted, judged.numpy().astype(np.uint8), seeds, tuple(verdicts),
+                   words)

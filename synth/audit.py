@@ -79,7 +79,7 @@ def audit_seam(generator: Generator, labelled: PairSet, unlabelled: ImageSet | N
     rows = [order[k % len(order)] for k in range(n)]
     return placebo_test(paint, pixels_to_unit(pixels[rows], labelled.info.intensity_range),
                         torch.from_numpy(labels[rows]), settings=settings, groups=[groups[i] for i in rows],
-                        info=labelled.info, out=out)
+                        info=labelled.info, out=out, shown=generator.transformed)
 
 
 def seam_lines(result: SeamResult) -> list[str]:

@@ -41,7 +41,7 @@ class Generator(ABC):
         """
 
     def transformed(self, image: torch.Tensor) -> torch.Tensor:
-        """Returns unit `image` (B, C, H, W) as its kept pixels appear in what is drawn: untouched, unless overridden."""
+        """Returns unit `image` (B, C, H, W) as its kept pixels appear in what is drawn: untouched by default."""
         return image
 
     def roundtrip(self, image: torch.Tensor) -> torch.Tensor:

@@ -17,11 +17,12 @@ from diffusers import RePaintScheduler
 from synth.core.files import hash_json
 from synth.core.rng import randn_each, sample_rng
 from synth.core.space import labels_to_keep
-from synth.diffusion.codec import latents_to_unit, unit_to_latents
+from synth.diffusion.codec import PixelCodec, latents_to_unit, unit_to_latents
 from synth.diffusion.denoiser import n_condition_channels, precondition
 from synth.diffusion.inpaint import InpaintPipeline
 from synth.diffusion.regions import keep_to_latent
 from synth.diffusion.samplers import Denoise, Known, plain_walk, sample_ddim
+from synth.diffusion.settings import SamplerSettings
 from synth.generator import Generator
 
 
@@ -45,8 +46,20 @@ class Request:
         return self.keep if self.keep_in is None else self.keep | self.keep_in
 
 
-Paint = Callable[[Request], torch.Tensor]
-"""Returns painted unit images (B, C, S, S) on the CPU."""
+@dataclass(frozen=True)
+class Paint:
+    """A way of painting: called with a request, it returns painted unit images (B, C, S, S) on the CPU.
+
+    Attributes:
+        shown: unit images (B, C, S, S) -> how their kept pixels appear in what is painted; None = as they are.
+    """
+
+    run: Callable[[Request], torch.Tensor]
+    shown: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def __call__(self, request: Request) -> torch.Tensor:
+        """Returns painted unit images (B, C, S, S)."""
+        return self.run(request)
 
 
 def ours(pipeline: InpaintPipeline) -> Paint:
@@ -55,7 +68,7 @@ def ours(pipeline: InpaintPipeline) -> Paint:
         return pipeline.paint(request.image, request.keep, seeds=request.seeds, labels=request.labels,
                               keep_in=request.keep_in).cpu()
 
-    return paint
+    return Paint(paint, pipeline.transformed)
 
 
 def untold(pipeline: InpaintPipeline) -> Denoise:
@@ -90,7 +103,7 @@ def naive_ddim(pipeline: InpaintPipeline, *, n_steps: int = 50) -> Paint:
 
         return _pasted(pipeline, request, draw)
 
-    return paint
+    return Paint(paint)
 
 
 def vp_to_sigma(alpha: float) -> float:
@@ -142,24 +155,30 @@ def repaint(pipeline: InpaintPipeline, *, n_steps: int, jump_length: int, jump_r
         return _pasted(pipeline, request, lambda source, held: run_repaint(scheduler, untold(pipeline), source, held,
                                                                            rngs))
 
-    return paint
+    return Paint(paint)
 
 
 SLOW = ("repaint_250_10_10",)
 """Methods of thousands of evaluations: they get few pairs of their own."""
 
 
-METHODS = ("default", "fast", "ddim50", "repaint_50_5_3", "repaint_250_10_10")
-"""All compared ways of painting, by name."""
+METHODS = ("default", "fast", "ddim50", "repaint_50_5_3", "repaint_250_10_10", "default_source")
+"""All compared ways of painting, by name. The last is the default with the kept pixels as they are on disk, where the
+default sends them through its codec: the others keep them so, and a seam of texture must not be put down to sampling.
+"""
 
 
 def methods(pipeline: InpaintPipeline) -> dict[str, Paint]:
     """Returns all compared ways of painting with the networks of `pipeline`, by name."""
-    return {
+    found = {
         "default": ours(pipeline), "fast": ours(pipeline.with_sampler("fast")), "ddim50": naive_ddim(pipeline),
         "repaint_50_5_3": repaint(pipeline, n_steps=50, jump_length=5, jump_repeats=3),
         "repaint_250_10_10": repaint(pipeline, n_steps=250, jump_length=10, jump_repeats=10),
     }
+    if pipeline.sampler.texture == "codec" and not isinstance(pipeline.vae, PixelCodec):
+        raw = SamplerSettings(**{**pipeline.sampler.model_dump(), "texture": "source"})
+        found["default_source"] = ours(pipeline.with_sampler(raw))
+    return found
 
 
 @contextmanager
@@ -198,6 +217,10 @@ class MethodGenerator(Generator):
                keep_in: torch.Tensor | None = None) -> torch.Tensor:
         """Returns painted unit images (B, C, S, S) around the foreground of labels `mask` (B, S, S)."""
         return self.method(Request(image, labels_to_keep(mask), seeds, mask, keep_in))
+
+    def transformed(self, image: torch.Tensor) -> torch.Tensor:
+        """Returns unit `image` (B, C, S, S) as its kept pixels appear in what this method paints."""
+        return image if self.method.shown is None else self.method.shown(image)
 
     def sampler_settings(self) -> dict[str, float | int | str]:
         """Returns the method's name with the settings of the pipeline it starts from."""

@@ -15,9 +15,11 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from accelerate import PartialState
 from common import (
     Row,
@@ -37,9 +39,14 @@ from common import (
 from segtrain.compare.runs import Bench
 from synth.core.checks import IGNORE
 from synth.core.files import hash_json, write_json
+from synth.core.pairs import Pair
+from synth.core.rng import one_thread
+from synth.core.space import from_channels, to_channels
 from synth.draw import draw, verify_shards
+from synth.draw.painters import kept_source
 from synth.fit import load_generator
 from synth.formats import load_pairs, read_shards, write_folder
+from synth.generator import Generator
 
 SIZES, QUICK_SIZES = (100, 1000, 10000), (100, 300)
 CHECKED = 1000
@@ -71,11 +78,15 @@ class Drawn:
     rss_mb: float
 
 
+def generator_of(spec: Spec) -> Generator:
+    """Returns the generator that `spec` draws with."""
+    generator = load_generator(spec.generator)
+    return generator if spec.preset == "default" else generator.with_sampler(spec.preset)
+
+
 def work(spec: Spec, report: Path) -> None:
     """Draws in this process (its share of the shards, under accelerate) and reports when it began and ended."""
-    generator, labelled = load_generator(spec.generator), load_pairs(spec.labelled)
-    if spec.preset != "default":
-        generator = generator.with_sampler(spec.preset)
+    generator, labelled = generator_of(spec), load_pairs(spec.labelled)
     state = PartialState(cpu=True)
     state.wait_for_everyone()  # loading is not drawing
     began = time.time()
@@ -110,14 +121,24 @@ def measure(spec: Spec, folder: Path) -> Drawn:
     return Drawn(**json.loads(done.read_text(encoding="utf-8")))
 
 
-def changed_pixels(made: Path, sources: Path) -> tuple[int, int, int]:
+def as_shown(generator: Generator, sources: Sequence[Pair], *, batch: int) -> list[Pair]:
+    """Returns the sources as `generator` shows what it keeps, in the batches in which they are drawn."""
+    found = []
+    with one_thread():
+        for some in (sources[k:k + batch] for k in range(0, len(sources), batch)):
+            pixels = kept_source(generator, np.stack([to_channels(pair.image) for pair in some]))
+            found += [replace(pair, image=from_channels(p)) for pair, p in zip(some, pixels, strict=True)]
+    return found
+
+
+def changed_pixels(made: Iterable[Pair], sources: Iterable[Pair]) -> tuple[int, int, int]:
     """Returns how many kept pixels differ from the source of the same candidate, of how many, and of how many pairs.
 
     The mask is the source's own; a pair whose mask differs counts every pixel that does.
     """
-    original = {pair.id.partition("-")[2]: pair for pair in read_shards(sources)}
+    original = {pair.id.partition("-")[2]: pair for pair in sources}
     changed = kept = pairs = 0
-    for pair in read_shards(made):
+    for pair in made:
         source = original[pair.id.partition("-")[2]]
         keep = (source.mask > 0) & (source.mask != IGNORE)
         differs = pair.image[keep] != source.image[keep]
@@ -127,12 +148,21 @@ def changed_pixels(made: Path, sources: Path) -> tuple[int, int, int]:
 
 
 def exactness_rows(spec: Spec, *, size: int) -> list[Row]:
-    """Returns kept pixels that changed, and faults of `synth audit`, in the drawn set of `spec`."""
-    sources = Path(spec.out).with_name("sources")
-    draw(None, load_pairs(spec.labelled), n=spec.n, seed=spec.seed, out=sources, config=spec.draw, size=size)
-    changed, kept, pairs = changed_pixels(Path(spec.out), sources)
-    assert pairs == spec.n, f"{pairs} pairs of {spec.n}"
-    return [Row(f"changed_kept_pixels/{spec.n}", changed, unit=f"of {kept:,}"),
+    """Returns kept pixels that changed, and faults of `synth audit`, in the drawn set of `spec`.
+
+    The first row is against the transformed sources themselves, drawn anew without a generator. A generator that sends
+    what it keeps through its codec (sampler.texture=codec) changes those; the second row is against what it shows.
+    """
+    out = Path(spec.out).with_name("sources")
+    draw(None, load_pairs(spec.labelled), n=spec.n, seed=spec.seed, out=out, config=spec.draw, size=size)
+    made, sources = read_shards(Path(spec.out)), list(read_shards(out))
+    shown = as_shown(generator_of(spec), sources, batch=spec.draw["batch_size"])
+    rows = []
+    for name, originals in (("changed_kept_pixels", sources), ("changed_kept_pixels_as_shown", shown)):
+        changed, kept, pairs = changed_pixels(made, originals)
+        assert pairs == spec.n, f"{pairs} pairs of {spec.n}"
+        rows.append(Row(f"{name}/{spec.n}", changed, unit=f"of {kept:,}"))
+    return [*rows,
             Row(f"audit_faults/{spec.n}", len(verify_shards(spec.out)), unit="faults")]
 
 

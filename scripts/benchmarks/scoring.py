@@ -21,11 +21,10 @@ from segtrain.summary import Judging, RunResult, check_budgets, compare_arms
 from segtrain.train import fit
 from synth.core.files import hash_json
 from synth.core.rng import derive_seed, sample_rng
-from synth.core.space import labels_to_keep, pixels_to_unit
+from synth.core.space import labels_to_keep, pixels_to_unit, unit_to_pixels
 from synth.diffusion.inpaint import InpaintPipeline
 from synth.draw import draw as draw_pairs
-from synth.draw.painters import unit_over_source
-from synth.draw.sources import Sources, rows_with_foreground, transform_pairs
+from synth.draw.sources import rows_with_foreground, transform_pairs
 from synth.features import FeatureNet, diversity
 from synth.gates.scores import faithfulness
 from synth.gates.seam import placebo_test
@@ -37,10 +36,9 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Work:
-    """A batch of transformed pairs to paint around: what is asked for, where it comes from, and its parents' groups."""
+    """A batch of transformed pairs to paint around, and their parents' groups."""
 
     request: Request
-    sources: Sources
     groups: tuple[str, ...]
 
 
@@ -57,23 +55,21 @@ def draw_work(bench: Bench, draw: LabelDraw, *, n: int, batch: int) -> list[Work
         labels = torch.from_numpy(sources.labels.astype(np.int64))
         request = Request(pixels_to_unit(sources.pixels, arrays.info.intensity_range), labels_to_keep(labels),
                           sources.seeds, labels, torch.from_numpy(sources.keep_in))
-        work.append(Work(request, sources, tuple(arrays.groups[r] for r in sources.rows)))
+        work.append(Work(request, tuple(arrays.groups[r] for r in sources.rows)))
     return work
 
 
-def as_written(bench: Bench, work: Work, painted: torch.Tensor) -> torch.Tensor:
-    """Returns painted unit images (B, C, S, S) as a file would hold them: rounded, the source's pixels over it."""
-    low_high = bench.parts.labelled.info.intensity_range
-    pixels = unit_over_source(painted, work.sources.pixels, work.sources.labels, intensity_range=low_high,
-                              keep_in=work.sources.keep_in)
-    return pixels_to_unit(pixels, low_high)
+def as_written(bench: Bench, painted: torch.Tensor) -> torch.Tensor:
+    """Returns painted unit images (B, C, S, S) as a file would hold them: rounded to the data's grey levels."""
+    info = bench.parts.labelled.info
+    return pixels_to_unit(unit_to_pixels(painted, info.intensity_range, info.dtype), info.intensity_range)
 
 
 def faithfulness_row(name: str, bench: Bench, draw: LabelDraw, done: Sequence[tuple[Work, torch.Tensor]]) -> Row:
     """Returns the mean Dice of the real-only judge with the masks of painted pairs; its interval is over groups."""
     judge, scores, groups = bench.judge(draw), [], []
     for work, painted in done:
-        scores.append(faithfulness(judge.predict(as_written(bench, work, painted)).cpu(), work.request.labels))
+        scores.append(faithfulness(judge.predict(as_written(bench, painted)).cpu(), work.request.labels))
         groups += work.groups
     found = mean_interval(torch.cat(scores).double().numpy(), groups, seed=SEED, resamples=bench.settings.resamples)
     return Row(name, found.mean, found.low, found.high)
@@ -112,7 +108,7 @@ def seam_rows(name: str, bench: Bench, paint: Paint, *, n: int, identity: str, s
     def make() -> dict[str, float | None]:
         images, labels, groups = placebo_images(bench, n=n)
         found = placebo_test(lambda x, keep, seeds: paint(Request(x, keep, seeds)), images, labels, settings=settings,
-                             groups=groups, info=bench.parts.labelled.info)
+                             groups=groups, info=bench.parts.labelled.info, shown=paint.shown)
         return dataclasses.asdict(found)
 
     known = cached(bench.out / "scores", ["seam", identity, bench.parts.source, n, settings.model_dump(mode="json")],

@@ -143,7 +143,7 @@ def made_identity(bench: Bench, kind: str, draw: LabelDraw, *, labelled: str | N
     judge = bench.judge_folder(draw).name if kind in JUDGED else labelled
     own: object = unlabelled if kind == "copypaste" else None
     if kind in PAINTED:
-        own = bench.painter_folder(draw).name
+        own = [bench.painter_folder(draw).name, settings.inpaint["sampler"]]
     if kind == "inpaint":
         own = [own, settings.gates, *([bench.referee_folder(draw).name] if bench.supplied else [])]
     return [settings.synthetic.model_dump(), bench.drawing(kind), judge, own]

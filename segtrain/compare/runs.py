@@ -81,7 +81,8 @@ class Bench:
     def painter_folder(self, draw: LabelDraw) -> Path:
         """Returns where the generator of a label draw lies; one that never sees a mask is the same for all of them."""
         seen = self._labelled_print(self._painter_draw(draw)) if self.settings.inpaint["denoiser"]["labels"] else None
-        return self._folder("painter", [self.settings.inpaint, self.settings.size, seen, self._training_print])
+        fitted = {k: v for k, v in self.settings.inpaint.items() if k != "sampler"}
+        return self._folder("painter", [fitted, self.settings.size, seen, self._training_print])
 
     @cached_property
     def _training_print(self) -> str | None:

@@ -6,8 +6,11 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from synth.core.checks import IGNORE, UserError, check_unique
 from synth.core.space import resize_image, resize_mask, to_channels
@@ -91,16 +94,31 @@ class Item:
     made: Provenance | None = None
 
 
+class Rows(Sequence[np.ndarray]):
+    """One column of a set at native size, read when asked for: pixels (C, H, W) or labels (H, W), row by row."""
+
+    def __init__(self, read: Callable[[int], np.ndarray], rows: Sequence[int]) -> None:
+        self.read, self.rows = read, tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int | list[int]) -> np.ndarray | Rows:
+        if isinstance(index, list):
+            return Rows(self.read, [self.rows[i] for i in index])
+        return self.read(self.rows[index])
+
+
 @dataclass(frozen=True)
 class Arrays:
-    """A set at one working resolution, decoded once.
+    """A set at one working resolution, decoded once; or at native size (`ImageSet.native`), decoded row by row.
 
     Attributes:
         images: pixels (N, C, S, S), uint8 or uint16. masks: labels (N, S, S) uint8, or None without masks.
     """
 
-    images: np.ndarray
-    masks: np.ndarray | None
+    images: np.ndarray | Rows
+    masks: np.ndarray | Rows | None
     ids: tuple[str, ...]
     groups: tuple[str, ...]
     info: DataInfo
@@ -111,10 +129,28 @@ class Arrays:
     def fingerprint(self) -> str:
         """Returns 16 hexadecimal digits over ids, groups, pixels, labels and what they mean."""
         digest = hashlib.sha256(repr((self.ids, self.groups, self.info)).encode())
+        if self.is_native:
+            for i, shape in enumerate(self.shapes):
+                digest.update(repr(shape).encode())
+                for column in (self.images, *([] if self.masks is None else [self.masks])):
+                    digest.update(np.ascontiguousarray(column[i]).data)
+            return digest.hexdigest()[:16]
         digest.update(np.ascontiguousarray(self.images).data)
         if self.masks is not None:
             digest.update(np.ascontiguousarray(self.masks).data)
         return digest.hexdigest()[:16]
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the rows have their own sizes and are read when asked for."""
+        return isinstance(self.images, Rows)
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of each row, px."""
+        if not self.is_native:
+            return (tuple(self.images.shape[-2:]),) * len(self)
+        return tuple(tuple(image.shape[-2:]) for image in self.images)
 
     def without_masks(self) -> Arrays:
         """Returns the same images with their labels dropped."""
@@ -126,6 +162,21 @@ class Arrays:
         return dataclasses.replace(
             self, images=self.images[rows], masks=None if self.masks is None else self.masks[rows],
             ids=tuple(self.ids[i] for i in rows), groups=tuple(self.groups[i] for i in rows))
+
+
+N_CACHED = 4
+"""Items at native size that are held in memory: a pair, the partner it is mixed with, and a little more."""
+
+
+def enlarge(pixels: np.ndarray, mask: np.ndarray | None, *, least: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns pixels (C, H, W) and labels (H, W) with no side below `least` px: as they are, or enlarged evenly."""
+    scale = least / min(pixels.shape[-2:])
+    if scale <= 1:
+        return pixels, mask
+    shape = tuple(max(least, round(scale * side)) for side in pixels.shape[-2:])
+    values = torch.from_numpy(pixels.astype(np.float32))[None]
+    values = F.interpolate(values, shape, mode="bilinear", align_corners=False)[0].round_().numpy()
+    return values.astype(pixels.dtype), None if mask is None else resize_mask(mask, shape)
 
 
 class ImageSet(Sequence[Pair]):
@@ -179,6 +230,17 @@ class ImageSet(Sequence[Pair]):
                 masks.append(resize_mask(pair.mask, (size, size)))
         stacked = np.stack(masks) if len(masks) == len(images) else None
         return Arrays(np.stack(images), stacked, self.ids, self.groups, self.info)
+
+    def native(self, least: int) -> Arrays:
+        """Returns all items at their own size, read when asked for; those below `least` px a side enlarged to it."""
+        @lru_cache(maxsize=N_CACHED)
+        def read(i: int) -> tuple[np.ndarray, np.ndarray | None]:
+            pair = self[i]
+            return enlarge(to_channels(pair.image), pair.mask, least=least)
+
+        n = range(len(self))
+        masks = Rows(lambda i: read(i)[1], n) if isinstance(self, PairSet) else None
+        return Arrays(Rows(lambda i: read(i)[0], n), masks, self.ids, self.groups, self.info)
 
 
 class PairSet(ImageSet):

@@ -91,8 +91,8 @@ def denoiser_batches(views: Sequence[CachedView], labelled: torch.Tensor, *, bat
     """Returns batches of standardised latent statistics with what the network is told about each.
 
     Args:
-        labelled: rows of the images that have labels. `settings.labelled_share` of every batch is drawn from them
-            where there are any, the rest from all images alike.
+        labelled: rows of the images that have labels, shape (L,). `settings.labelled_share` of every batch is drawn
+            from them where there are any, the rest from all images alike.
     """
     n = views[0].mean.shape[0]
 

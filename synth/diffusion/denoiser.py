@@ -90,7 +90,7 @@ class Told:
 
     @classmethod
     def of(cls, clean: torch.Tensor, keep: torch.Tensor, coverage: torch.Tensor) -> Told:
-        """Returns both conditions (B, c + 1 + K, h, w): with the labels, and without them, for guidance."""
+        """Returns both conditions, shape (B, c + 1 + K, h, w): with the labels, and without them, for guidance."""
         return cls(condition_of(clean, keep, coverage), condition_of(clean, keep, torch.zeros_like(coverage)))
 
 

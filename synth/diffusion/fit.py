@@ -160,10 +160,11 @@ def fit_inpaint(
     settings = _resolve(settings, labelled)
     _check_settings(settings, n_ranks=PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes)
     arrays = training_images(labelled, unlabelled, settings.size, labels=settings.denoiser.labels)
-    identity = settings.model_dump(mode="json", exclude={"data", "out", "health"})
+    # How it paints is no part of how it was fitted: other sampler settings need no other fit.
+    identity = settings.model_dump(mode="json", exclude={"data", "out", "health", "sampler"})
     claim_folder(out, kind="inpaint", identity={"settings": identity, "images": arrays.fingerprint()})
     if (out / "model_index.json").exists():
-        return load_pipeline(out)
+        return load_pipeline(out).with_sampler(settings.sampler)
     save_config(settings, out / "config.yaml")
     pipeline = _train_pipeline(settings, arrays, out)
     if PartialState().is_main_process:
@@ -196,8 +197,9 @@ def _health(codec: Codec, images: torch.Tensor, labels: torch.Tensor, settings: 
     rows = shown.flatten(1).any(1).nonzero().flatten()[:HEALTH_IMAGES]
     marked = labels[rows] if len(rows) and (labels[rows] > 0).any() else None
     picked = images[rows] if marked is not None else images[:HEALTH_IMAGES]
-    return measure_health(lambda x: unit_to_latents(codec, x.to(codec.device)), lambda z: latents_to_unit(codec, z).cpu(),
-                          picked, marked, border_px=settings.health.border_px)
+    return measure_health(
+        lambda x: unit_to_latents(codec, x.to(codec.device)), lambda z: latents_to_unit(codec, z).cpu(), picked, marked,
+        border_px=settings.health.border_px)
 
 
 @torch.no_grad()

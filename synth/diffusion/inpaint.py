@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ from synth.core.files import hash_json, sha256
 from synth.core.rng import randn_each, sample_rng
 from synth.core.space import from_channels, labels_to_keep, unit_to_pixels
 from synth.diffusion.codec import Codec, PixelCodec, latent_factor, latents_to_unit, unit_to_latents
-from synth.diffusion.denoiser import Told, guided, labels_to_coverage
+from synth.diffusion.denoiser import Told, labels_to_coverage
 from synth.diffusion.regions import blend_alpha, draw_margins, grow_cells, keep_to_latent, kept_pixels
-from synth.diffusion.samplers import SAMPLERS, Denoise, Known, Walk, n_evaluations, resampling_walk
-from synth.diffusion.settings import PRESETS, SamplerSettings
-from synth.generator import Generator, check_request
+from synth.diffusion.samplers import SAMPLERS, Known, Walk, n_evaluations, resampling_walk
+from synth.diffusion.settings import PRESETS, SamplerSettings, Scale
+from synth.diffusion.tiles import Canvas, check_canvas, counted, pad_to_multiple, paint_apart, tiled
+from synth.generator import Generator
 
 
 @dataclass
@@ -53,23 +55,26 @@ class InpaintPipeline(DiffusionPipeline, Generator):
             may be swapped in.
         n_classes: of the labels it may be told. tells_labels: whether it learnt them.
         sampler ... mode: defaults of a call, see `SamplerSettings`; `with_sampler` changes them.
-        unit_low, unit_high: pixel values that are -1 and 1 in unit space.
+        unit_low, unit_high: pixel values that are -1 and 1 in unit space. scale: see `InpaintSettings`.
     """
 
     model_cpu_offload_seq = "unet->vae"
+    any_size = True
+    """It paints images of any height and width from `size` on."""
 
     def __init__(  # noqa: PLR0913
         self, vae: Codec, unet: UNet2DModel, scheduler: EDMEulerScheduler, n_classes: int = 2,
         tells_labels: bool = True, sampler: str = "dpmpp_2m", n_steps: int = 20, eta: float = 0.0, jump_length: int = 5,  # noqa: FBT001, FBT002
         jump_repeats: int = 1, margin_cells: tuple[int, int] = (1, 3), guidance: float = 1.0,
-        mode: str = "surroundings", texture: str = "codec", unit_low: float = 0.0, unit_high: float = 255.0,
+        mode: str = "surroundings", texture: str = "source", unit_low: float = 0.0, unit_high: float = 255.0,
+        scale: Scale = "fit", tile_batch: int = 16,
     ) -> None:
         super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
         self.register_to_config(
             n_classes=n_classes, tells_labels=tells_labels, sampler=sampler, n_steps=n_steps, eta=eta,
             jump_length=jump_length, jump_repeats=jump_repeats, margin_cells=list(margin_cells), guidance=guidance,
-            mode=mode, texture=texture, unit_low=unit_low, unit_high=unit_high)
+            mode=mode, texture=texture, unit_low=unit_low, unit_high=unit_high, scale=scale, tile_batch=tile_batch)
 
     @property
     def factor(self) -> int:
@@ -78,8 +83,13 @@ class InpaintPipeline(DiffusionPipeline, Generator):
 
     @property
     def size(self) -> int:
-        """Side of the images it draws, px."""
+        """Side of the images that its network sees, px; larger ones are painted tile by tile."""
         return int(self.unet.config.sample_size) * self.factor
+
+    @property
+    def scale(self) -> Scale:
+        """Whether it was fitted on images resized to `size`, "fit", or on crops at their own resolution, "native"."""
+        return self.config.scale
 
     @property
     def channels(self) -> int:
@@ -126,7 +136,8 @@ class InpaintPipeline(DiffusionPipeline, Generator):
     def content_hash(self) -> str:
         """Returns 16 hexadecimal digits over weights and configuration of all parts, and the sampler settings."""
         parts: dict[str, object] = {"sampler": self.sampler_settings(), "range": self.intensity_range,
-                                    "told": [self.config.n_classes, self.config.tells_labels]}
+                                    "told": [self.config.n_classes, self.config.tells_labels],
+                                    "scale": self.scale}
         for name, part in (("vae", self.vae), ("unet", self.unet), ("scheduler", self.scheduler)):
             # Keys that begin with "_" say where a part was loaded from and by which version, not what it is.
             parts[f"{name}_config"] = {k: v for k, v in part.config.items() if not k.startswith("_")}
@@ -146,7 +157,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         return resampling_walk(n_steps, jump_length=self.config.jump_length, jump_repeats=self.config.jump_repeats)
 
     def evaluations(self, n_steps: int | None = None) -> int:
-        """Returns how often the network is called for one batch."""
+        """Returns how often the network is called for one batch, or, of a larger image, for each batch of tiles."""
         n = n_evaluations(self.walk(n_steps or self.config.n_steps), sampler=self.config.sampler)
         return n * (1 if self.config.guidance == 1 else 2)
 
@@ -169,6 +180,9 @@ class InpaintPipeline(DiffusionPipeline, Generator):
     ) -> torch.Tensor:
         """Returns painted unit images (B, C, H, W); `image` (B, C, H, W) shows through where keep (B, H, W) is True.
 
+        H and W may be any from `size` on: larger images are painted one by one, tile by tile (`synth.diffusion.tiles`),
+        and of each only the surroundings of what is not kept.
+
         Args:
             labels: (B, H, W), told to the denoiser if it learnt labels; None = it is told none.
             keep_in: (B, H, W) bool, kept too, but without a margin (a frame, the air around a body).
@@ -178,43 +192,46 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         Raises:
             UserError: if sizes or seeds do not fit, or `strength` is out of range.
         """
-        check_request(self, image, keep, seeds=seeds)
+        check_canvas(self, image, keep, seeds=seeds)
         if not 0 < strength <= 1:
             raise UserError(f"strength={strength}", rule="it lies in (0, 1]", repair="write strength=1.0")
         image, keep = image.to(self.device), keep.to(self.device)
+        keep_in = torch.zeros_like(keep) if keep_in is None else keep_in.to(self.device)
+        canvas = Canvas(image, self.transformed(image).to(self.device), keep, keep_in, labels)
+        one_tile = tuple(image.shape[-2:]) == (self.size, self.size)
         sigmas = self.levels(n_steps or self.config.n_steps, strength=strength)
-        source = unit_to_latents(self.vae, image)
-        held = keep_to_latent(keep, factor=self.factor)
+        done, total = [0], self.evaluations(len(sigmas) - 1) * (1 if one_tile else len(image))
+
+        def tick() -> None:
+            done[0] += 1 if self.config.guidance == 1 else 2
+            if callback is not None:
+                callback(done[0], total)
+
+        run = partial(self._paint, sigmas=sigmas, strength=strength, tick=tick)
+        if one_tile:
+            return run(canvas, seeds)
+        return paint_apart(canvas, seeds, run, tile_px=self.size, factor=self.factor)
+
+    def _paint(self, canvas: Canvas, seeds: Sequence[int], *, sigmas: torch.Tensor, strength: float,
+               tick: Callable[[], None]) -> torch.Tensor:
+        source, keep = unit_to_latents(self.vae, canvas.image), canvas.keep | canvas.keep_in
+        held = keep_to_latent(canvas.keep, factor=self.factor)
         held = grow_cells(held, draw_margins(seeds, tuple(self.config.margin_cells)))
-        if keep_in is not None:
-            keep_in = keep_in.to(self.device)
-            held, keep = held | keep_to_latent(keep_in, factor=self.factor), keep | keep_in
+        held = held | keep_to_latent(canvas.keep_in, factor=self.factor)
         if self.config.mode == "object":  # what is repainted must not be held by its neighbours' margin
             held = held & ~keep_to_latent(~keep, factor=self.factor)
         rngs = [sample_rng(s, "paint") for s in seeds]
         latents = sigmas[-1] * randn_each(source.shape[1:], rngs, self.device)
         if strength < 1:  # else pure noise: nothing of the old surrounding may leak in
             latents = latents + source
-        told = Told.of(source, held, self._coverage(labels, image.shape))
+        told = Told.of(source, held, self._coverage(canvas.labels, canvas.image.shape))
+        denoise = tiled(self.unet, told, held, guidance=self.config.guidance, tile_batch=self.config.tile_batch)
         latents = SAMPLERS[self.config.sampler](
-            self._denoise(told, callback, self.evaluations(len(sigmas) - 1)), latents, sigmas,
-            walk=self.walk(len(sigmas) - 1), rngs=rngs, eta=self.config.eta,
-            known=Known(source, held, [sample_rng(s, "known") for s in seeds]))
-        shown = self.transformed(image).to(self.device)
+            counted(denoise, tick), latents, sigmas, walk=self.walk(len(sigmas) - 1), rngs=rngs,
+            eta=self.config.eta, known=Known(source, held, [sample_rng(s, "known") for s in seeds]))
         alpha = blend_alpha(keep, width_px=self.factor)
-        return torch.where(alpha == 1, shown, alpha * shown + (1 - alpha) * latents_to_unit(self.vae, latents))
-
-    def _denoise(self, told: Told, callback: Callable[[int, int], None] | None, total: int) -> Denoise:
-        done = [0]
-
-        def denoise(latents: torch.Tensor, sigma: float) -> torch.Tensor:
-            """Returns the clean estimate (B, c, h, w) of latents (B, c, h, w), after telling the callback."""
-            done[0] += 1 if self.config.guidance == 1 else 2
-            if callback is not None:
-                callback(done[0], total)
-            return guided(self.unet, told, latents, sigma, guidance=self.config.guidance)
-
-        return denoise
+        mixed = alpha * canvas.shown + (1 - alpha) * latents_to_unit(self.vae, latents)
+        return torch.where(alpha == 1, canvas.shown, mixed)
 
     def sample(self, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int],
                keep_in: torch.Tensor | None = None) -> torch.Tensor:
@@ -223,8 +240,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         Args:
             keep_in: (B, H, W) bool, further pixels that show through.
         """
-        if tuple(mask.shape) != (len(seeds), *image.shape[-2:]):
-            check_request(self, image, mask, seeds=seeds)
+        check_canvas(self, image, mask, seeds=seeds)
         keep = kept_pixels(mask, mode=self.config.mode, ring_px=self.ring_px)
         return self.paint(image, keep, seeds=seeds, labels=mask, keep_in=keep_in).cpu()
 
@@ -236,7 +252,8 @@ class InpaintPipeline(DiffusionPipeline, Generator):
     @torch.no_grad()
     def roundtrip(self, image: torch.Tensor) -> torch.Tensor:
         """Returns unit `image` (B, C, H, W) decoded from its own latents: the codec's texture without new content."""
-        return latents_to_unit(self.vae, unit_to_latents(self.vae, image.to(self.device))).cpu()
+        latents = unit_to_latents(self.vae, pad_to_multiple(image.to(self.device), self.factor))
+        return latents_to_unit(self.vae, latents)[..., :image.shape[-2], :image.shape[-1]].cpu()
 
     @torch.no_grad()
     def __call__(  # noqa: PLR0913 - the names that users of diffusers know

@@ -130,7 +130,7 @@ def sample_ddim(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tensor, *
         rngs: generators of the sampler's own noise, one per image.
         eta: 0 = deterministic, 1 = ancestral (Song et al. 2021, eq. 16, in these coordinates). At 0 a step is Euler's.
     """
-    def step(x: torch.Tensor, here: float, there: float, _last: object) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(x: torch.Tensor, here: float, there: float, _last: object) -> tuple[torch.Tensor, torch.Tensor]:
         clean = denoise(x, here)
         up = eta * there * (1 - (there / here) ** 2) ** 0.5
         down = (there**2 - up**2) ** 0.5
@@ -139,7 +139,12 @@ def sample_ddim(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tensor, *
             x = x + up * randn_each(x.shape[1:], rngs, x.device)
         return x, clean
 
-    return _travel(step, latents, sigmas, walk=walk, rngs=rngs, known=known, fresh=eta > 0)
+    return _travel(_step, latents, sigmas, walk=walk, rngs=rngs, known=known, fresh=eta > 0)
+
+
+def _churn(eta: float, n_steps: int) -> float:
+    """Returns gamma of Karras et al. 2022, algorithm 2, for S_churn = 40 eta (their value for ImageNet-64 at eta 1)."""
+    return min(40 * eta / n_steps, 2**0.5 - 1)
 
 
 def sample_euler(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tensor, *, walk: Walk,  # noqa: PLR0913
@@ -147,18 +152,18 @@ def sample_euler(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tensor, 
     """Returns clean latents (B, c, h, w), by Euler steps with churn: first order. Arguments as `sample_ddim`.
 
     Karras et al. 2022, algorithm 2 without its correction: noise is added first, up to sigma * (1 + gamma), then one
-    step is taken down. Here gamma = eta * (sqrt(2) - 1), its largest value there at eta = 1.
+    step is taken down.
     """
-    gamma = eta * (2**0.5 - 1)
+    gamma = _churn(eta, len(sigmas) - 1)
 
-    def step(x: torch.Tensor, here: float, there: float, _last: object) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(x: torch.Tensor, here: float, there: float, _last: object) -> tuple[torch.Tensor, torch.Tensor]:
         high = here * (1 + gamma)
         if gamma > 0:
             x = x + (high**2 - here**2) ** 0.5 * randn_each(x.shape[1:], rngs, x.device)
         clean = denoise(x, high)
         return x + (there - high) * (x - clean) / high, clean
 
-    return _travel(step, latents, sigmas, walk=walk, rngs=rngs, known=known, fresh=eta > 0)
+    return _travel(_step, latents, sigmas, walk=walk, rngs=rngs, known=known, fresh=eta > 0)
 
 
 def sample_heun(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tensor, *, walk: Walk,  # noqa: PLR0913
@@ -168,9 +173,9 @@ def sample_heun(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tensor, *
     Karras et al. 2022, algorithm 1 (2 with churn, as `sample_euler`); the move to level 0 is Euler's. Arguments as
     `sample_ddim`.
     """
-    gamma = eta * (2**0.5 - 1)
+    gamma = _churn(eta, len(sigmas) - 1)
 
-    def step(x: torch.Tensor, here: float, there: float, _last: object) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(x: torch.Tensor, here: float, there: float, _last: object) -> tuple[torch.Tensor, torch.Tensor]:
         high = here * (1 + gamma)
         if gamma > 0:
             x = x + (high**2 - here**2) ** 0.5 * randn_each(x.shape[1:], rngs, x.device)
@@ -182,7 +187,7 @@ def sample_heun(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tensor, *
             ahead = x + (there - high) * slope
         return ahead, clean
 
-    return _travel(step, latents, sigmas, walk=walk, rngs=rngs, known=known, fresh=eta > 0)
+    return _travel(_step, latents, sigmas, walk=walk, rngs=rngs, known=known, fresh=eta > 0)
 
 
 def sample_dpmpp_2m(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tensor, *, walk: Walk,  # noqa: PLR0913
@@ -195,7 +200,7 @@ def sample_dpmpp_2m(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tenso
     """
     lengths: list[float] = []
 
-    def step(x: torch.Tensor, here: float, there: float, last: torch.Tensor | None
+    def _step(x: torch.Tensor, here: float, there: float, last: torch.Tensor | None
              ) -> tuple[torch.Tensor, torch.Tensor]:
         clean = denoise(x, here)
         if there == 0:
@@ -213,7 +218,7 @@ def sample_dpmpp_2m(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tenso
             x = x + there * (1 - (there / here) ** (2 * eta)) ** 0.5 * randn_each(x.shape[1:], rngs, x.device)
         return x, clean
 
-    return _travel(step, latents, sigmas, walk=walk, rngs=rngs, known=known, fresh=eta > 0)
+    return _travel(_step, latents, sigmas, walk=walk, rngs=rngs, known=known, fresh=eta > 0)
 
 
 SAMPLERS = {"ddim": sample_ddim, "euler": sample_euler, "heun": sample_heun, "dpmpp_2m": sample_dpmpp_2m}

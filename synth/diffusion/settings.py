@@ -93,6 +93,7 @@ class DenoiserSettings(Settings):
 
 SamplerName = Literal["ddim", "euler", "heun", "dpmpp_2m"]
 Mode = Literal["surroundings", "object", "layout"]
+Scale = Literal["fit", "native"]
 
 
 class SamplerSettings(Settings):
@@ -104,8 +105,10 @@ class SamplerSettings(Settings):
         margin_cells: fewest and most latent cells by which the keep mask is grown; drawn anew for each pair, so that
             the transition is at no fixed distance from the label.
         guidance: classifier-free guidance by the labels; 1 = none, else two evaluations a step.
-        texture: of the kept pixels. "codec" = the source is first sent through the codec, so kept and painted pixels have
-            one texture, and no seam of texture runs along the label; "source" = the pixels as they are on disk.
+        texture: of the kept pixels. "source" = bit for bit as they are in the transformed source; "codec" = the source
+            is first sent through the codec, so that kept and painted pixels have one texture: a network then finds the
+            transition less easily, but what it learns from is no longer the scanner's pixels.
+        tile_batch: of an image larger than the generator, tiles that go through the network together.
         mode: what is painted. surroundings = everything but the foreground (AugPaint); object = the foreground inside
             its own mask, the surroundings kept; layout = everything, from the labels alone.
     """
@@ -118,7 +121,8 @@ class SamplerSettings(Settings):
     margin_cells: tuple[int, int] = (1, 3)
     guidance: float = Field(1.0, ge=0)
     mode: Mode = "surroundings"
-    texture: Literal["codec", "source"] = "codec"
+    texture: Literal["source", "codec"] = "source"
+    tile_batch: int = Field(16, ge=1)
 
 
 PRESETS: dict[str, dict[str, str | int | float]] = {
@@ -128,10 +132,17 @@ PRESETS: dict[str, dict[str, str | int | float]] = {
 
 
 class InpaintSettings(Settings):
-    """Everything `synth fit configs/inpaint.yaml` reads."""
+    """Everything `synth fit configs/inpaint.yaml` reads.
+
+    Attributes:
+        size: side of the images that the networks see, px.
+        scale: "fit" = every image is resized to `size`; "native" = the networks see random crops of `size` px
+            (`denoiser.n_views` of each image), and images are painted at their own resolution, tile by tile.
+    """
 
     kind: Literal["inpaint"] = "inpaint"
     size: int = Field(128, ge=16)
+    scale: Scale = "fit"
     data: DataSettings = DataSettings()
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     health: HealthSettings = HealthSettings()

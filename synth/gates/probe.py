@@ -16,7 +16,7 @@ from synth.core.device import compute_device
 from synth.core.files import hash_json, replace_file, sha256, write_json
 from synth.core.pairs import DataInfo
 from synth.core.space import labels_to_keep
-from synth.gates.seam import Paint, group_folds, paint_placebos, seam_folder, within_auc
+from synth.gates.seam import Paint, Shown, group_folds, paint_placebos, seam_folder, within_auc
 from synth.gates.seam_net import SeamNet, SeamSettings, fit_seam_net, seam_logits
 
 WEIGHTS, FACTS = "seam.safetensors", "seam.json"
@@ -89,7 +89,8 @@ def _quantile(scores: torch.Tensor, q: float) -> float:
 
 
 def fit_seam_probe(paint: Paint, images: torch.Tensor, labels: torch.Tensor, *, settings: SeamSettings,  # noqa: PLR0913
-                   groups: Sequence[str], info: DataInfo, out: str | Path | None = None) -> SeamProbe:
+                   groups: Sequence[str], info: DataInfo, out: str | Path | None = None,
+                   shown: Shown | None = None) -> SeamProbe:
     """Returns a probe fitted on placebos that `paint` leaves in unit images (N, C, S, S), with its threshold.
 
     The threshold is what the probe says, on groups it was not fitted on, where there is no seam: the `quantile` of
@@ -97,13 +98,13 @@ def fit_seam_probe(paint: Paint, images: torch.Tensor, labels: torch.Tensor, *, 
     that is higher, for an object may look kept of itself; and never below `min_threshold`.
 
     Args:
-        labels: (N, S, S), zeros where unknown. groups: (N,). info: what the pixels mean.
+        labels: (N, S, S), zeros where unknown. groups: (N,). info: what the pixels mean. shown: as `paint_placebos`.
         out: folder of the training run, None = a temporary one. The probe is saved there too.
 
     Raises:
         UserError: as `placebo_test`.
     """
-    painted = paint_placebos(paint, images, labels, groups=groups, info=info, settings=settings)
+    painted = paint_placebos(paint, images, labels, groups=groups, info=info, settings=settings, shown=shown)
     keep, rows = painted.placebos.keep, list(painted.placebos.rows)
     n_folds = min(HELD_OUT, max(2, len(set(painted.groups))))
     held = torch.from_numpy(group_folds(painted.groups, n_folds, seed=settings.seed)) == 0

@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 Paint = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], torch.Tensor]
 """Unit images (B, C, H, W), keep (B, H, W) bool, one seed per image -> painted unit images (B, C, H, W)."""
 
+Shown = Callable[[torch.Tensor], torch.Tensor]
+"""Unit images (B, C, H, W) -> the same as their kept pixels will appear (through a codec, say)."""
+
 THRESHOLDS = np.linspace(0.02, 0.98, 49)
 """Probabilities among which that of the best Dice is chosen."""
 
@@ -128,7 +131,7 @@ def group_folds(groups: Sequence[str], n_folds: int, *, seed: int) -> np.ndarray
 
 
 def paint_placebos(paint: Paint, images: torch.Tensor, labels: torch.Tensor, *, groups: Sequence[str],
-                   info: DataInfo, settings: SeamSettings) -> PaintedPlacebos:
+                   info: DataInfo, settings: SeamSettings, shown: Shown | None = None) -> PaintedPlacebos:
     """Returns unit images (N, C, S, S) painted but for a placebo each; those without room for one are left out.
 
     Source pixels are written over the kept place and the whole is rounded to the data's grey levels, so that the
@@ -136,6 +139,7 @@ def paint_placebos(paint: Paint, images: torch.Tensor, labels: torch.Tensor, *, 
 
     Args:
         labels: (N, S, S), zeros where unknown. groups: (N,).
+        shown: how the painter shows what it keeps, if not as it is in `images`.
 
     Raises:
         UserError: if the images are not square, or none has room.
@@ -152,7 +156,7 @@ def paint_placebos(paint: Paint, images: torch.Tensor, labels: torch.Tensor, *, 
         some = rows[start:start + settings.paint_batch]
         source, keep = images[some], placebos.keep[start:start + settings.paint_batch]
         painted = paint(source, keep, [derive_seed(settings.seed, "placebo", i) for i in some]).cpu().float()
-        unit = torch.where(keep[:, None], source, painted)
+        unit = torch.where(keep[:, None], source if shown is None else shown(source).cpu().float(), painted)
         done.append(pixels_to_unit(unit_to_pixels(unit, info.intensity_range, info.dtype), info.intensity_range))
         log.info("placebos: %d of %d images painted", start + len(some), len(rows))
     return PaintedPlacebos(torch.cat(done), placebos, tuple(groups[i] for i in rows))
@@ -210,18 +214,19 @@ def _best_threshold(probabilities: torch.Tensor, keep: torch.Tensor) -> float:
 
 
 def placebo_test(paint: Paint, images: torch.Tensor, labels: torch.Tensor, *, settings: SeamSettings,  # noqa: PLR0913
-                 groups: Sequence[str], info: DataInfo, out: str | Path | None = None) -> SeamResult:
+                 groups: Sequence[str], info: DataInfo, out: str | Path | None = None,
+                 shown: Shown | None = None) -> SeamResult:
     """Returns how well a network finds placebos that `paint` left in unit images (N, C, S, S); see the module.
 
     Args:
         labels: (N, S, S), zeros where unknown. groups: (N,); each is held out once.
-        info: what the pixels mean: the grey levels to which painted images are rounded.
+        info: what the pixels mean: the grey levels to which painted images are rounded. shown: as `paint_placebos`.
         out: folder of the training runs, one per fold; running again resumes them. None = a temporary one.
 
     Raises:
         UserError: for too few groups, images without room, or an `out` that holds another run.
     """
-    painted = paint_placebos(paint, images, labels, groups=groups, info=info, settings=settings)
+    painted = paint_placebos(paint, images, labels, groups=groups, info=info, settings=settings, shown=shown)
     keep, decoy = painted.placebos.keep, painted.placebos.decoy
     fold = torch.from_numpy(group_folds(painted.groups, settings.folds, seed=settings.seed))
     columns = {k: np.zeros(len(keep)) for k in ("auc", "dice", "paired", "chance_auc", "chance_dice")}

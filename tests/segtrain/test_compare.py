@@ -22,16 +22,19 @@ from segtrain.record import read_index
 from segtrain.report import Report, write_report
 from segtrain.summary import Judging, RunResult, check_budgets, compare_arms, read_result, summarise_arm, write_result
 from synth.core.checks import UserError
+from synth.fit import load_generator
 
 STEPS, BATCH = 3, 4
 SETTINGS = {
     "size": 32, "n_labelled": 4, "draws": 2, "resamples": 199, "synthetic": {"n": 4},
     "segment": {"batch_size": BATCH, "unlabelled_batch_size": 2, "model": {"name": "tiny", "channels": [4, 8, 8]},
                 "loop": {"steps": STEPS, "log_every": 1}},
-    "inpaint": {"autoencoder": {"widths": [8, 8, 8], "batch_size": 4, "loop": {"steps": 2}},
+    "inpaint": {"autoencoder": {"kind": "kl", "widths": [8, 8, 8], "batch_size": 4, "perceptual_weight": 0,
+                                "adversarial_weight": 0, "loop": {"steps": 2}},
+                "health": {"max_border_error": 99, "max_gradient_error": 99, "min_latent_std": 0, "max_latent_std": 99},
                 "denoiser": {"widths": [32, 32], "attention": [False, True], "layers": 1, "batch_size": 4, "n_views": 1,
-                             "loop": {"steps": 2}},
-                "sampler": {"n_steps": 2}},
+                             "labels": False, "loop": {"steps": 2}},
+                "sampler": {"n_steps": 2, "margin_cells": [1, 1]}},
 }
 
 
@@ -118,8 +121,21 @@ def test_report_json_has_what_it_promises(finished: Report) -> None:
 
 def test_one_generator_serves_every_label_draw(finished: Report) -> None:
     assert len(list((finished.out / "cache").glob("painter-*"))) == 1
+    assert finished.index.settings["inpaint"]["denoiser"]["labels"] is False
     judged = {facts.folder for facts in finished.index.made}
     assert len(judged) == 4
+
+
+def test_a_generator_that_learns_labels_is_fitted_for_each_draw_on_its_own_masks(tmp_path: Path) -> None:
+    """One that saw the masks of another draw would have been given labels that the baseline did not have."""
+    inpaint = SETTINGS["inpaint"]
+    learns = {**SETTINGS, "arms": ["real", "real+inpaint"],
+              "inpaint": {**inpaint, "denoiser": {**inpaint["denoiser"], "labels": True}}}
+    report = segtrain.compare(learns, pairs(), out=tmp_path / "out")
+    painters = list((tmp_path / "out" / "cache").glob("painter-*"))
+    assert len(painters) == 2
+    shown = {load_generator(folder).content_hash() for folder in painters}
+    assert len(shown) == 2 and report.index.painter_seconds > 0
 
 
 def test_running_again_trains_nothing(finished: Report) -> None:

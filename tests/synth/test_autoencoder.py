@@ -25,11 +25,10 @@ from synth.diffusion.autoencoder import (
     encode_statistics,
     gradient_l1,
     image_batches,
-    latents_to_unit,
     rows_of,
     standardise,
-    unit_to_latents,
 )
+from synth.diffusion.codec import latents_to_unit, unit_to_latents
 from synth.diffusion.discriminator import hinge_loss
 from synth.diffusion.settings import AutoencoderSettings
 from synth.features import perceptual_distance

@@ -16,11 +16,9 @@ from synth.core.checks import UserError
 from synth.core.loop import TrainResult
 from synth.core.loop import train as real_train
 from synth.core.pairs import ImageSet, PairSet, memory_set
-from synth.core.space import pixels_to_unit
 from synth.diffusion import fit as fit_module
-from synth.diffusion.fit import training_images, zoomed
+from synth.diffusion.fit import median_thickness, training_images
 from synth.diffusion.inpaint import InpaintPipeline
-from synth.diffusion.settings import DenoiserSettings
 
 HERE = Path(__file__).parent
 PAIRS = make_phantom(6, size=32)
@@ -48,7 +46,8 @@ def lines(path: Path) -> list[dict[str, float]]:
 def test_a_fit_leaves_a_pipeline_folder_with_its_settings_and_logs(fitted: tuple[InpaintPipeline, Path]) -> None:
     pipeline, out = fitted
     assert {p.name for p in out.iterdir()} == {
-        "run.json", "config.yaml", "model_index.json", "vae", "unet", "scheduler", "autoencoder", "denoiser"}
+        "run.json", "config.yaml", "health.json", "model_index.json", "vae", "unet", "scheduler", "autoencoder",
+        "denoiser"}
     assert {p.suffix for d in ("vae", "unet") for p in (out / d).iterdir()} == {".json", ".safetensors"}
     assert (pipeline.size, pipeline.channels, pipeline.intensity_range) == (32, 1, (0.0, 255.0))
     assert pipeline.sampler_settings()["n_steps"] == 3 and pipeline.factor == 4
@@ -64,6 +63,8 @@ def test_a_finished_folder_is_loaded_at_once(fitted: tuple[InpaintPipeline, Path
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     monkeypatch.setattr(fit_module, "train", lambda *_, **__: pytest.fail("trained again"))
     assert synth.fit(FIT, PAIRS, pile(), out=out).content_hash() == pipeline.content_hash()
+    other = synth.fit(FIT, PAIRS, pile(), out=out, overrides=["sampler.n_steps=5"])
+    assert other.sampler.n_steps == 5 and pipeline.sampler.n_steps == 3, "how it paints needs no other fit"
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
 
@@ -145,24 +146,65 @@ def test_a_folder_without_one_of_our_generators_is_refused(tmp_path: Path) -> No
         synth.load_generator(tmp_path)
 
 
-def test_masks_are_never_learnt_from(fitted: tuple[InpaintPipeline, Path], tmp_path: Path) -> None:
-    images = [p.image for p in PAIRS]
-    other = memory_set(images, [np.zeros((32, 32), np.uint8)] * 6, PAIRS.info, ids=PAIRS.ids, groups=PAIRS.groups)
-    assert isinstance(other, PairSet)
-    assert training_images(other, pile(), 32).fingerprint() == training_images(PAIRS, pile(), 32).fingerprint()
+def with_masks(masks: list[np.ndarray]) -> PairSet:
+    """Returns PAIRS with other masks."""
+    made = memory_set([p.image for p in PAIRS], masks, PAIRS.info, ids=PAIRS.ids, groups=PAIRS.groups)
+    assert isinstance(made, PairSet)
+    return made
 
 
-def test_views_are_zooms_of_their_image_and_the_first_is_the_image_itself() -> None:
-    arrays = PAIRS.arrays(32)
-    images = pixels_to_unit(arrays.images, arrays.info.intensity_range)
-    settings = DenoiserSettings(zoom=1.3)
-    assert zoomed(images, arrays.ids, view=0, settings=settings) is images
-    view = zoomed(images, arrays.ids, view=1, settings=settings)
-    assert view.shape == images.shape and view.abs().max() <= 1 and not torch.equal(view, images)
-    assert torch.equal(zoomed(images[2:3], arrays.ids[2:3], view=1, settings=settings), view[2:3]), "a matter of its id"
-    assert not torch.equal(zoomed(images, arrays.ids, view=2, settings=settings), view)
-    still = zoomed(images, arrays.ids, view=1, settings=DenoiserSettings(zoom=1, flip=False))
-    assert torch.allclose(still, images, atol=1e-5)
+def test_masks_are_learnt_from_only_if_asked(fitted: tuple[InpaintPipeline, Path], tmp_path: Path) -> None:
+    other = with_masks([np.roll(p.mask, 5, axis=0) for p in PAIRS])
+
+    def seen(pairs: PairSet, *, labels: bool) -> str:
+        return training_images(pairs, pile(), 32, labels=labels).fingerprint()
+
+    assert seen(other, labels=False) == seen(PAIRS, labels=False)
+    assert seen(other, labels=True) != seen(PAIRS, labels=True)
+    blind = [synth.fit(FIT, pairs, pile(), out=tmp_path / name, overrides=["denoiser.labels=false"])
+             for name, pairs in (("a", PAIRS), ("b", other))]
+    assert blind[0].content_hash() == blind[1].content_hash()
+    assert not blind[0].config.tells_labels and fitted[0].config.tells_labels
+    assert synth.fit(FIT, other, pile(), out=tmp_path / "c").content_hash() != fitted[0].content_hash()
+
+
+def test_unlabelled_images_have_no_known_pixel() -> None:
+    arrays = training_images(PAIRS, pile(), 32, labels=True)
+    unknown = {name for name, mask in zip(arrays.ids, arrays.masks, strict=True) if (mask == 255).all()}
+    assert unknown == {f"u{i}" for i in range(4)} and list(arrays.ids) == sorted(arrays.ids)
+
+
+def test_thickness_is_the_median_widest_disc() -> None:
+    masks = np.zeros((2, 40, 40), np.uint8)
+    masks[0, 5:12, 3:30] = 1  # 7 px across
+    masks[0, 20:23, 3:30] = 2  # 3 px
+    masks[1, 4:33, 4:33] = 1  # 29 px
+    assert median_thickness(masks) == pytest.approx(8, abs=0.1)
+    assert median_thickness(np.full((1, 8, 8), 255, np.uint8)) is None
+
+
+def test_what_is_left_open_is_decided_and_written_down(tmp_path: Path) -> None:
+    quick = {**FIT, "autoencoder": {**FIT["autoencoder"], "kind": "auto", "patch": 4}}
+    thin = with_masks([(np.arange(1024).reshape(32, 32) % 32 == 9).astype(np.uint8) for _ in PAIRS])
+    assert type(synth.fit(quick, thin, out=tmp_path / "thin").vae).__name__ == "PixelCodec"
+    assert "kind: pixels" in (tmp_path / "thin" / "config.yaml").read_text()
+    assert not (tmp_path / "thin" / "autoencoder").exists(), "nothing to train"
+
+
+def test_a_codec_that_blurs_is_refused_before_the_denoiser_is_trained(tmp_path: Path) -> None:
+    strict = {**FIT, "health": {}}
+    with pytest.raises(UserError, match="border_error=.*may lose.*train the autoencoder longer"):
+        synth.fit(strict, PAIRS, pile(), out=tmp_path / "run")
+    health = json.loads((tmp_path / "run" / "health.json").read_text())
+    assert health["border_error"] > 0 and not (tmp_path / "run" / "denoiser").exists()
+
+
+def test_an_autoencoder_of_ones_own_is_used_as_it_is(fitted: tuple[InpaintPipeline, Path], tmp_path: Path) -> None:
+    folder = fitted[1] / "vae"
+    made = synth.fit(FIT, PAIRS, pile(), out=tmp_path / "run", overrides=[f"autoencoder.pretrained={folder}"])
+    assert not (tmp_path / "run" / "autoencoder").exists()
+    for mine, theirs in zip(made.vae.parameters(), fitted[0].vae.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_a_fitted_generator_draws(fitted: tuple[InpaintPipeline, Path], tmp_path: Path) -> None:
