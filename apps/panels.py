@@ -147,7 +147,7 @@ class Page:
             one = self._one(kind, name, (image, mask), mask_map or "")
             ask = Ask(int(seed), float(strength), int(n_steps), int(n_variants), bool(random_layout))
             outcome = paint(self.studio, one, ask,
-                            callback=lambda done, total: progress((done, total), desc="Painting", unit="steps"))
+                            callback=lambda done, total: progress((done, total), desc="Painting", unit="evaluations"))
         except UserError as error:
             raise shown_errors(error) from None
         seconds = time.monotonic() - began
@@ -163,7 +163,8 @@ class Page:
     def _sum_up(self, outcome: Outcome, name: str, seconds: float) -> str:
         n, kept = len(outcome.verdicts), sum(v.kept for v in outcome.verdicts)
         layout = f" Layout: {outcome.layout}." if outcome.layout else ""
-        return f"**{kept} of {n} kept** · {html.escape(name)} · {seconds:.1f} s.{layout}"
+        return (f"**{kept} of {n} kept** · {html.escape(name)} · {outcome.n_evaluations} network evaluations · "
+                f"{seconds:.1f} s.{layout}")
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -201,9 +202,11 @@ def _inputs(studio: Studio) -> tuple[list[gr.components.Component], list[gr.comp
                              info="1 paints a new surrounding, less stays closer to the old one")
         layout = gr.Checkbox(False, label="Random layout", info="mirror, scale, turn and shift the pair first")
     with gr.Accordion("Sampler", open=False):
-        default = int(studio.generator.config.n_steps)
+        generator = studio.generator
+        default = int(generator.config.n_steps)
         n_steps = gr.Slider(min(4, default), max(100, default), value=default, step=1, label="Noise levels",
-                            info="more is slower and finer; the start value is the generator's own")
+                            info="more is slower and finer; the start value is the generator's own: "
+                            f"{generator.config.sampler}, {generator.evaluations()} network evaluations")
     button = gr.Button("Paint", variant="primary", size="lg")
     fresh.click(lambda: secrets.randbelow(NEW_SEEDS), None, seed, show_progress="hidden", api_visibility="private")
     return which, [seed, strength, n_steps, n_variants, layout], button

@@ -13,8 +13,8 @@ from segtrain import load_segmenter
 from synth import InpaintPipeline, default_gates, load_generator, load_images, load_pairs, run_gates
 from synth.core.checks import UserError, check_mask, check_pair
 from synth.core.pairs import Arrays, DataInfo, ImageSet
-from synth.core.space import labels_to_keep, pixels_to_unit, resize_image, resize_mask, to_channels
-from synth.draw.painters import kept_source, unit_over_source
+from synth.core.space import labels_to_keep, pixels_to_unit, resize_image, resize_mask, to_channels, unit_to_pixels
+from synth.draw.painters import kept_source
 from synth.draw.sources import Sources, rows_with_foreground, transform_pairs
 from synth.formats.decode import decode_image, decode_mask, parse_mask_map
 from synth.gates import Gates, Verdict
@@ -76,8 +76,9 @@ class Outcome:
 
     Attributes:
         source, labels: the pair that was painted, pixels (C, S, S) and labels (S, S) uint8.
-        painted: pixels (B, C, S, S); under the foreground they are the source's.
+        painted: pixels (B, C, S, S); what the generator keeps is the source's.
         judged: labels (B, S, S) uint8, false foreground set to ignore.
+        n_evaluations: how often the network was called.
         layout: the edit of the pair before it was painted, in words; empty without one.
     """
 
@@ -88,6 +89,7 @@ class Outcome:
     seeds: tuple[int, ...]
     verdicts: tuple[Verdict, ...]
     layout: str
+    n_evaluations: int
 
 
 def open_studio(folders: Folders) -> Studio:
@@ -177,16 +179,23 @@ def paint(studio: Studio, one: Arrays, ask: Ask, *, callback: Callable[[int, int
     """Returns `ask.n_variants` painted variants of the single pair `one`, each with the gates' verdict.
 
     Args:
-        callback: called with (moves done, moves in all).
+        callback: called with (evaluations done, evaluations in all).
     """
+    done = [0]
+
+    def count(n_done: int, n_total: int) -> None:
+        done[0] = n_done
+        if callback is not None:
+            callback(n_done, n_total)
+
     generator, n, low_high = studio.generator, ask.n_variants, studio.generator.intensity_range
     moved, words = _lay_out(one, ask)
     source, masks, frame = (np.repeat(x, n, axis=0) for x in (moved.pixels, moved.labels, moved.keep_in))
     targets, seeds = torch.from_numpy(masks.astype(np.int64)), tuple(ask.seed + i for i in range(n))
-    unit = generator.paint(pixels_to_unit(source, low_high), labels_to_keep(targets), seeds=seeds, labels=targets,
-                           keep_in=torch.from_numpy(frame), n_steps=ask.n_steps, strength=ask.strength,
-                           callback=callback)
-    painted = unit_over_source(unit, kept_source(generator, source), masks, intensity_range=low_high, keep_in=frame)
+    unit = generator.paint(pixels_to_unit(source, low_high), generator.kept(targets), seeds=seeds, labels=targets,
+                           keep_in=torch.from_numpy(frame), n_steps=ask.n_steps, strength=ask.strength, callback=count)
+    keep = generator.kept(targets, torch.from_numpy(frame))[:, None].numpy()
+    painted = np.where(keep, kept_source(generator, source), unit_to_pixels(unit, low_high, source.dtype))
     judged, verdicts = run_gates(pixels_to_unit(painted, low_high), targets, studio.gates)
     return Outcome(moved.pixels[0], moved.labels[0], painted, judged.numpy().astype(np.uint8), seeds, tuple(verdicts),
-                   words)
+                   words, done[0])

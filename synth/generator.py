@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from synth.core.checks import UserError
+from synth.core.space import labels_to_keep
+
+KEEPS = {"surroundings": "foreground", "object": "surroundings", "layout": "nothing"}
+"""What of its source a pair shows untouched, by what is painted (the mode)."""
+
+
+def kept_pixels(labels: torch.Tensor, *, mode: str, ring_px: int) -> torch.Tensor:
+    """Returns which pixels of labels (B, H, W) a drawn pair takes from its source untouched, (B, H, W) bool.
+
+    Args:
+        mode: what is painted, see `KEEPS`.
+        ring_px: in mode "object", how far around the foreground the surroundings are painted too.
+    """
+    foreground = labels_to_keep(labels)
+    if KEEPS[mode] == "foreground":
+        return foreground
+    if KEEPS[mode] == "nothing":
+        return torch.zeros_like(foreground)
+    return ~(F.max_pool2d(foreground[:, None].float(), 2 * ring_px + 1, 1, ring_px)[:, 0] > 0)
+
+
+def mode_of(settings: Mapping[str, object]) -> str:
+    """Returns what was painted with sampler `settings`; those that name no mode keep the foreground."""
+    return str(settings.get("mode", "surroundings"))
+
+
+def kept_by(labels: torch.Tensor, settings: Mapping[str, object]) -> torch.Tensor:
+    """Returns `kept_pixels` of labels (B, H, W) for the sampler settings of a pair's provenance, (B, H, W) bool."""
+    return kept_pixels(labels, mode=mode_of(settings), ring_px=int(settings.get("ring_px", 0)))
 
 
 class Generator(ABC):
@@ -39,6 +69,20 @@ class Generator(ABC):
             keep_in: (B, H, W) bool, further pixels of `image` that show through but are no foreground (the frame of
                 an endoscope's picture); a generator that cannot keep pixels may use it as it likes.
         """
+
+    @property
+    def keeps(self) -> str:
+        """What of its source a drawn pair shows untouched: "foreground", "surroundings" or "nothing"."""
+        return KEEPS[mode_of(self.sampler_settings())]
+
+    def kept(self, mask: torch.Tensor, keep_in: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns which pixels a drawn pair takes from its source, (B, H, W) bool, for labels `mask` (B, H, W).
+
+        Args:
+            keep_in: (B, H, W) bool, as in `sample`.
+        """
+        keep = kept_by(mask, self.sampler_settings())
+        return keep if keep_in is None else keep | (keep_in & ~labels_to_keep(mask))
 
     def transformed(self, image: torch.Tensor) -> torch.Tensor:
         """Returns unit `image` (B, C, H, W) as its kept pixels appear in what is drawn: untouched by default."""

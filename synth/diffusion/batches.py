@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 
 from synth.core.checks import IGNORE
 from synth.core.loop import Batch, Batches
-from synth.core.rng import derive_seed, sample_rng, uniform
+from synth.core.pairs import Arrays
+from synth.core.rng import choice, derive_seed, sample_rng, uniform
 from synth.diffusion.autoencoder import rows_of
 from synth.diffusion.settings import DenoiserSettings
 
@@ -38,6 +40,41 @@ def view_of(images: torch.Tensor, labels: torch.Tensor, ids: Sequence[str], *, v
         shifted = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
         marked[i] = (shifted[0, 0] + IGNORE).round().to(labels.dtype)
     return moved, marked
+
+
+FOREGROUND_CROPS = 0.5
+"""Share of the crops of an image with foreground that are laid over some of it: else most would show none."""
+
+
+def draw_crop(rng: torch.Generator, mask: np.ndarray, *, size: int) -> tuple[slice, slice]:
+    """Returns rows and columns of a random crop of `size` px from an image with labels `mask` (H, W)."""
+    low, high = [0, 0], [side - size for side in mask.shape]
+    there = np.flatnonzero((mask > 0) & (mask != IGNORE))
+    if len(there) and uniform(rng, 0, 1) < FOREGROUND_CROPS:
+        for axis, at in enumerate(np.unravel_index(there[choice(rng, len(there))], mask.shape)):
+            low[axis], high[axis] = max(low[axis], int(at) - size + 1), min(high[axis], int(at))
+    top, left = (a + choice(rng, b - a + 1) for a, b in zip(low, high, strict=True))
+    return slice(top, top + size), slice(left, left + size)
+
+
+def cut_crops(arrays: Arrays, *, size: int, settings: DenoiserSettings) -> list[Arrays]:
+    """Returns `n_views` sets of random crops of `size` px of images at native size, labels cropped alike.
+
+    Images are read one by one, and only the crops stay. Without masks, all labels are 255 (unknown). Each crop is a
+    function of its view, the image and its id, and is mirrored half of the time if `settings.flip`.
+    """
+    images = [np.empty((len(arrays), arrays.info.channels, size, size), arrays.info.dtype)
+              for _ in range(settings.n_views)]
+    masks = [np.full((len(arrays), size, size), IGNORE, np.uint8) for _ in images]
+    for row, name in enumerate(arrays.ids):
+        image = arrays.images[row]
+        mask = np.full(image.shape[-2:], IGNORE, np.uint8) if arrays.masks is None else arrays.masks[row]
+        for view in range(settings.n_views):
+            rng = sample_rng(view, "crop", name)
+            box = draw_crop(rng, mask, size=size)
+            step = -1 if settings.flip and uniform(rng, 0, 1) < 0.5 else 1
+            images[view][row], masks[view][row] = image[:, *box][..., ::step], mask[box][:, ::step]
+    return [dataclasses.replace(arrays, images=i, masks=m) for i, m in zip(images, masks, strict=True)]
 
 
 def random_blob(side: int, *, area: float, rng: torch.Generator) -> torch.Tensor:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from synth.diffusion.autoencoder import (
     image_batches,
     standardise,
 )
-from synth.diffusion.batches import CachedView, denoiser_batches, view_of
+from synth.diffusion.batches import CachedView, cut_crops, denoiser_batches, view_of
 from synth.diffusion.codec import (
     Codec,
     PixelCodec,
@@ -46,6 +47,27 @@ from synth.diffusion.inpaint import InpaintPipeline
 from synth.diffusion.settings import InpaintSettings
 
 
+def _joined(labelled: Arrays, other: Arrays | None, where: str, *, labels: bool) -> Arrays:
+    """Returns both sets as one, sorted by id, see `training_images`."""
+    n, _, size, _ = labelled.images.shape
+    masks = labelled.masks if labels else np.full((n, size, size), IGNORE, np.uint8)
+    arrays = dataclasses.replace(labelled, masks=masks)
+    if other is not None:
+        if other.info.channels != arrays.info.channels or other.images.dtype != arrays.images.dtype:
+            raise UserError(where, rule=f"unlabelled images have {other.info.channels} channel(s) of "
+                            f"{other.info.bit_depth} bit, labelled ones {arrays.info.channels} of "
+                            f"{arrays.info.bit_depth} bit", repair="give data.channels=1 or 3, or convert one set")
+        shared = set(arrays.ids) & set(other.ids)
+        if shared:
+            raise UserError(where, rule=f"id {sorted(shared)[0]!r} is in the labelled set too",
+                            repair="remove it from one of the two folders")
+        unknown = np.full((len(other), size, size), IGNORE, np.uint8)
+        arrays = dataclasses.replace(
+            arrays, images=np.concatenate([arrays.images, other.images]), masks=np.concatenate([masks, unknown]),
+            ids=arrays.ids + other.ids, groups=arrays.groups + other.groups)
+    return arrays.select(np.argsort(np.array(arrays.ids), kind="stable"))
+
+
 def training_images(labelled: PairSet, unlabelled: ImageSet | None, size: int, *, labels: bool) -> Arrays:
     """Returns the images of both sets at `size`, sorted by id: the order of arrival is no setting.
 
@@ -55,31 +77,33 @@ def training_images(labelled: PairSet, unlabelled: ImageSet | None, size: int, *
     Raises:
         UserError: if the sets differ in channels, or share an id.
     """
-    arrays = labelled.arrays(size)
-    masks = arrays.masks if labels else np.full_like(arrays.masks, IGNORE)
-    arrays = dataclasses.replace(arrays, masks=masks)
-    if unlabelled is not None and len(unlabelled):
-        other = unlabelled.arrays(size)
-        if other.info.channels != arrays.info.channels or other.images.dtype != arrays.images.dtype:
-            raise UserError(unlabelled.where, rule=f"unlabelled images have {other.info.channels} channel(s) of "
-                            f"{other.info.bit_depth} bit, labelled ones {arrays.info.channels} of "
-                            f"{arrays.info.bit_depth} bit", repair="give data.channels=1 or 3, or convert one set")
-        shared = set(arrays.ids) & set(other.ids)
-        if shared:
-            raise UserError(unlabelled.where, rule=f"id {sorted(shared)[0]!r} is in the labelled set too",
-                            repair="remove it from one of the two folders")
-        unknown = np.full((len(other), size, size), IGNORE, np.uint8)
-        arrays = dataclasses.replace(
-            arrays, images=np.concatenate([arrays.images, other.images]), masks=np.concatenate([masks, unknown]),
-            ids=arrays.ids + other.ids, groups=arrays.groups + other.groups)
-    return arrays.select(np.argsort(np.array(arrays.ids), kind="stable"))
+    if unlabelled is None or not len(unlabelled):
+        return _joined(labelled.arrays(size), None, "", labels=labels)
+    return _joined(labelled.arrays(size), unlabelled.arrays(size), unlabelled.where, labels=labels)
 
 
-def median_thickness(masks: np.ndarray) -> float | None:
+def training_crops(labelled: PairSet, unlabelled: ImageSet | None, settings: InpaintSettings) -> list[Arrays]:
+    """Returns `denoiser.n_views` sets of crops of both sets at their own resolution, else as `training_images`.
+
+    Raises:
+        UserError: as `training_images`.
+    """
+    size, dn = settings.size, settings.denoiser
+    pairs = labelled.native(size)
+    # Without labels no crop may depend on them: the generator then serves any choice of labelled images.
+    crops = cut_crops(pairs if dn.labels else pairs.without_masks(), size=size, settings=dn)
+    if unlabelled is None or not len(unlabelled):
+        return [_joined(crop, None, "", labels=dn.labels) for crop in crops]
+    others = cut_crops(unlabelled.native(size).without_masks(), size=size, settings=dn)
+    return [_joined(crop, other, unlabelled.where, labels=dn.labels)
+            for crop, other in zip(crops, others, strict=True)]
+
+
+def median_thickness(masks: Iterable[np.ndarray]) -> float | None:
     """Returns the median, over objects, of the diameter of the largest disc inside, px; None without an object.
 
     Args:
-        masks: labels (N, H, W), 255 = unknown.
+        masks: labels (H, W) of each image, 255 = unknown.
     """
     found = []
     for mask in masks:
@@ -119,7 +143,8 @@ def _resolve(settings: InpaintSettings, labelled: PairSet) -> InpaintSettings:
     ae = settings.autoencoder
     if ae.kind != "auto" or ae.pretrained:
         return settings
-    kind = choose_space(median_thickness(labelled.arrays(settings.size).masks))
+    arrays = labelled.native(settings.size) if settings.scale == "native" else labelled.arrays(settings.size)
+    kind = choose_space(median_thickness(arrays.masks))
     return settings.model_copy(update={"autoencoder": ae.model_copy(update={"kind": kind})})
 
 
@@ -159,14 +184,18 @@ def fit_inpaint(
     """
     settings = _resolve(settings, labelled)
     _check_settings(settings, n_ranks=PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes)
-    arrays = training_images(labelled, unlabelled, settings.size, labels=settings.denoiser.labels)
+    if settings.scale == "native":
+        views = training_crops(labelled, unlabelled, settings)
+    else:
+        views = [training_images(labelled, unlabelled, settings.size, labels=settings.denoiser.labels)]
     # How it paints is no part of how it was fitted: other sampler settings need no other fit.
     identity = settings.model_dump(mode="json", exclude={"data", "out", "health", "sampler"})
-    claim_folder(out, kind="inpaint", identity={"settings": identity, "images": arrays.fingerprint()})
+    images = "-".join(view.fingerprint() for view in views)
+    claim_folder(out, kind="inpaint", identity={"settings": identity, "images": images})
     if (out / "model_index.json").exists():
         return load_pipeline(out).with_sampler(settings.sampler)
     save_config(settings, out / "config.yaml")
-    pipeline = _train_pipeline(settings, arrays, out)
+    pipeline = _train_pipeline(settings, views, out)
     if PartialState().is_main_process:
         _save_pipeline(pipeline, out)
     PartialState().wait_for_everyone()
@@ -202,34 +231,46 @@ def _health(codec: Codec, images: torch.Tensor, labels: torch.Tensor, settings: 
         border_px=settings.health.border_px)
 
 
+def _shown(settings: InpaintSettings, views: list[Arrays]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Returns unit images (N, C, S, S) and labels (N, S, S) of every view: crops, or zooms of the whole images."""
+    pairs = [(pixels_to_unit(v.images, v.info.intensity_range), torch.from_numpy(v.masks.astype(np.int64)))
+             for v in views]
+    if settings.scale == "native":
+        return pairs
+    return [view_of(*pairs[0], views[0].ids, view=v, settings=settings.denoiser)
+            for v in range(settings.denoiser.n_views)]
+
+
 @torch.no_grad()
-def _train_pipeline(settings: InpaintSettings, arrays: Arrays, out: Path) -> InpaintPipeline:
-    dn, n_classes = settings.denoiser, arrays.info.n_classes
+def _train_pipeline(settings: InpaintSettings, arrays: list[Arrays], out: Path) -> InpaintPipeline:
+    dn, info = settings.denoiser, arrays[0].info
+    together = arrays[0] if len(arrays) == 1 else dataclasses.replace(
+        arrays[0], images=np.concatenate([v.images for v in arrays]), masks=None, ids=arrays[0].ids * len(arrays),
+        groups=arrays[0].groups * len(arrays))
     with torch.enable_grad():
-        codec = _codec(settings, arrays, out)
+        codec = _codec(settings, together, out)
     codec.eval().requires_grad_(False)
-    images = pixels_to_unit(arrays.images, arrays.info.intensity_range)
-    labels = torch.from_numpy(arrays.masks.astype(np.int64))
-    shown = [view_of(images, labels, arrays.ids, view=v, settings=dn) for v in range(dn.n_views)]
+    shown = _shown(settings, arrays)
     statistics = [encode_statistics(codec, x) for x, _ in shown]
     standardise(codec, statistics[0])
-    health = _health(codec, images, labels, settings)
+    health = _health(codec, *shown[0], settings)
     write_json(out / "health.json", dataclasses.asdict(health))
     enforce_health(health, settings.health)
     shift, scale = codec.config.shift_factor, codec.config.scaling_factor
     factor = latent_factor(codec)
     views = [CachedView((s.mean - shift) * scale, s.logvar + 2 * math.log(scale),
-                        labels_to_coverage(marked, n_classes, factor=factor))
+                        labels_to_coverage(marked, info.n_classes, factor=factor))
              for s, (_, marked) in zip(statistics, shown, strict=True)]
     torch.manual_seed(dn.loop.seed)
     unet = build_denoiser(dn, latent_channels=latent_channels(codec), latent_size=views[0].mean.shape[-1],
-                          n_classes=n_classes)
+                          n_classes=info.n_classes)
     unet = unet.to(memory_format=torch.channels_last)
     recipe = DenoiserRecipe(unet, dn)
-    labelled = (labels != IGNORE).flatten(1).any(1).nonzero().flatten()
+    labelled = torch.stack([(m != IGNORE).flatten(1).any(1) for _, m in shown]).any(0).nonzero().flatten()
     batches = denoiser_batches(views, labelled, batch_size=dn.batch_size, seed=dn.loop.seed, settings=dn)
     with torch.enable_grad():
         train(recipe, batches, out / "denoiser", dn.loop, label="denoiser")
-    low, high = arrays.info.intensity_range
-    return InpaintPipeline(codec.cpu(), recipe.averages["unet"].net.cpu(), build_scheduler(dn), n_classes=n_classes,
-                           tells_labels=dn.labels, unit_low=low, unit_high=high, **settings.sampler.model_dump())
+    low, high = info.intensity_range
+    return InpaintPipeline(codec.cpu(), recipe.averages["unet"].net.cpu(), build_scheduler(dn),
+                           n_classes=info.n_classes, tells_labels=dn.labels, unit_low=low, unit_high=high,
+                           scale=settings.scale, **settings.sampler.model_dump())

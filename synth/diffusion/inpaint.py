@@ -18,11 +18,11 @@ from synth.core.rng import randn_each, sample_rng
 from synth.core.space import from_channels, labels_to_keep, unit_to_pixels
 from synth.diffusion.codec import Codec, PixelCodec, latent_factor, latents_to_unit, unit_to_latents
 from synth.diffusion.denoiser import Told, labels_to_coverage
-from synth.diffusion.regions import blend_alpha, draw_margins, grow_cells, keep_to_latent, kept_pixels
+from synth.diffusion.regions import blend_alpha, draw_margins, grow_cells, keep_to_latent
 from synth.diffusion.samplers import SAMPLERS, Known, Walk, n_evaluations, resampling_walk
 from synth.diffusion.settings import PRESETS, SamplerSettings, Scale
 from synth.diffusion.tiles import Canvas, check_canvas, counted, pad_to_multiple, paint_apart, tiled
-from synth.generator import Generator
+from synth.generator import Generator, kept_pixels
 
 
 @dataclass
@@ -65,7 +65,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
     def __init__(  # noqa: PLR0913
         self, vae: Codec, unet: UNet2DModel, scheduler: EDMEulerScheduler, n_classes: int = 2,
         tells_labels: bool = True, sampler: str = "dpmpp_2m", n_steps: int = 20, eta: float = 0.0, jump_length: int = 5,  # noqa: FBT001, FBT002
-        jump_repeats: int = 1, margin_cells: tuple[int, int] = (1, 3), guidance: float = 1.0,
+        jump_repeats: int = 1, margin_cells: list[int] = (1, 3), guidance: float = 1.0,
         mode: str = "surroundings", texture: str = "source", unit_low: float = 0.0, unit_high: float = 255.0,
         scale: Scale = "fit", tile_batch: int = 16,
     ) -> None:

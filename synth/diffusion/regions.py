@@ -1,4 +1,4 @@
-"""Which pixels and latent cells stay, and how kept and painted meet."""
+"""Which latent cells stay, and how kept and painted meet; which pixels stay: `synth.generator.kept_pixels`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from synth.core.rng import choice, sample_rng
-from synth.core.space import labels_to_keep
-from synth.diffusion.settings import Mode
-
-
-def kept_pixels(labels: torch.Tensor, *, mode: Mode, ring_px: int) -> torch.Tensor:
-    """Returns which pixels of labels (B, H, W) a drawn pair takes from its source untouched, (B, H, W) bool.
-
-    Args:
-        ring_px: in mode "object", how far around the foreground the surroundings are painted too.
-    """
-    foreground = labels_to_keep(labels)
-    if mode == "surroundings":
-        return foreground
-    if mode == "layout":
-        return torch.zeros_like(foreground)
-    return ~(F.max_pool2d(foreground[:, None].float(), 2 * ring_px + 1, 1, ring_px)[:, 0] > 0)
 
 
 def keep_to_latent(keep: torch.Tensor, *, factor: int) -> torch.Tensor:

@@ -136,7 +136,7 @@ def tile_weight(tile: int) -> torch.Tensor:
 
 
 def counted(denoise: Denoise, tick: Callable[[], None]) -> Denoise:
-    """Returns `denoise` of latents (B, c, h, w), which calls `tick` at every evaluation, however many tiles it takes."""
+    """Returns `denoise` of latents (B, c, h, w), with a call of `tick` at every evaluation: one for all its tiles."""
     def call(latents: torch.Tensor, sigma: float) -> torch.Tensor:
         """Returns the clean estimate (B, c, h, w) of latents (B, c, h, w)."""
         tick()

@@ -39,17 +39,13 @@ def no_painter(sources: Sources) -> Painted:
     return Painted(sources.pixels, sources.labels, (None,) * len(sources.keys))
 
 
-def unit_over_source(unit: torch.Tensor, source: np.ndarray, labels: np.ndarray, *,
-                     intensity_range: tuple[float, float], keep_in: np.ndarray | None = None) -> np.ndarray:
-    """Returns painted `unit` (B, C, S, S) as pixels, those of `source` (B, C, S, S) under the labels' foreground.
+def unit_over_source(unit: torch.Tensor, source: np.ndarray, keep: np.ndarray, *,
+                     intensity_range: tuple[float, float]) -> np.ndarray:
+    """Returns painted `unit` (B, C, S, S) as pixels, those of `source` (B, C, S, S) where keep (B, S, S) is True.
 
-    Whatever a generator did, the annotated pixels are the source's, bit for bit. Labels are (B, S, S) uint8.
-
-    Args:
-        keep_in: (B, S, S) bool, further pixels that stay the source's.
+    Whatever a generator did, what it is said to keep is the source's, bit for bit.
     """
-    keep = _foreground(labels) if keep_in is None else _foreground(labels) | keep_in[:, None]
-    return np.where(keep, source, unit_to_pixels(unit, intensity_range, source.dtype))
+    return np.where(keep[:, None], source, unit_to_pixels(unit, intensity_range, source.dtype))
 
 
 def kept_source(generator: Generator, pixels: np.ndarray) -> np.ndarray:
@@ -66,8 +62,8 @@ def generator_painter(generator: Generator) -> Painter:
     def paint(sources: Sources) -> Painted:
         labels, unit = torch.from_numpy(sources.labels.astype(np.int64)), pixels_to_unit(sources.pixels, low_high)
         painted = generator.sample(unit, labels, seeds=sources.seeds, keep_in=torch.from_numpy(sources.keep_in))
-        pixels = unit_over_source(painted, kept_source(generator, sources.pixels), sources.labels,
-                                  intensity_range=low_high, keep_in=sources.keep_in)
+        keep = generator.kept(labels, torch.from_numpy(sources.keep_in)).numpy()
+        pixels = unit_over_source(painted, kept_source(generator, sources.pixels), keep, intensity_range=low_high)
         return Painted(pixels, sources.labels, (None,) * len(sources.keys))
 
     return paint
@@ -76,14 +72,14 @@ def generator_painter(generator: Generator) -> Painter:
 def roundtrip_painter(generator: Generator) -> Painter:
     """Returns the painter that sends the whole source through `generator.roundtrip`: no new content, its texture alone.
 
-    The kept pixels stay the source's, as they do when a surrounding is painted: what is left is what a generator costs.
+    The foreground stays the source's, as it does when a surrounding is painted: what is left is what a generator costs.
     """
     low_high = generator.intensity_range
 
     def paint(sources: Sources) -> Painted:
         unit = generator.roundtrip(pixels_to_unit(sources.pixels, low_high))
-        pixels = unit_over_source(unit, sources.pixels, sources.labels, intensity_range=low_high,
-                                  keep_in=sources.keep_in)
+        keep = _foreground(sources.labels)[:, 0] | sources.keep_in
+        pixels = unit_over_source(unit, sources.pixels, keep, intensity_range=low_high)
         return Painted(pixels, sources.labels, (None,) * len(sources.keys))
 
     return paint

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 
 from synth.card import dataset_card
 from synth.core.checks import UserError
@@ -25,7 +26,7 @@ from synth.draw.painters import (
     roundtrip_painter,
 )
 from synth.draw.shards import Origin, Plan, draw_shard, kept_hash, ledger_path, shard_is_whole, write_shards
-from synth.draw.sources import rows_with_foreground, transform_pairs
+from synth.draw.sources import Window, rows_with_foreground, transform_pairs
 from synth.draw.supply import Supply, SupplySettings, check_judge
 from synth.formats import read_shards, shard_name, write_dataset_files
 from synth.gates import Gates
@@ -41,6 +42,8 @@ class DrawSettings(Settings):
         shard_size: kept pairs per file. batch_size: candidates painted together, fixed so that files are identical
             for any number of processes. max_tries: candidates per wanted pair before a shard gives up.
         supply: how many pairs have to pass the gates for each one that is kept, and which are.
+        window: how far around the objects a generator of scale "native" paints, as a share of its own size (never
+            narrower than that size); beyond, the source is kept. "all" = the whole image.
     """
 
     layout: LayoutSettings = LayoutSettings()
@@ -48,6 +51,7 @@ class DrawSettings(Settings):
     batch_size: int = Field(16, ge=1)
     max_tries: int = Field(4, ge=1)
     supply: SupplySettings = SupplySettings()
+    window: Literal["all"] | NonNegativeFloat = 0.5
 
 
 class CopyPasteSettings(Settings):
@@ -59,15 +63,16 @@ class CopyPasteSettings(Settings):
 
 
 def _run(out: Path, painter: Painter, *, origin: Origin, gates: Gates | None, settings: DrawSettings, n: int,  # noqa: PLR0913
-         seed: int, supply: Supply | None = None) -> PairSet | None:
+         seed: int, supply: Supply | None = None, window: Window | None = None) -> PairSet | None:
     rows, anatomy = rows_with_foreground(origin.labelled), learn_anatomy(origin.labelled, settings.layout)
-    plan = Plan(n, settings.shard_size, settings.batch_size, settings.max_tries,
+    batch_size = 1 if origin.labelled.is_native else settings.batch_size  # at native size no two pairs need be alike
+    plan = Plan(n, settings.shard_size, batch_size, settings.max_tries,
                 oversample=settings.supply.oversample if supply else 1.0)
 
     def draw_one(shard: int) -> tuple[list[Pair], list[Pair]]:
         return draw_shard(shard, plan, painter=painter, gates=gates, origin=origin, supply=supply, seed=seed,
                           transform=lambda keys: transform_pairs(origin.labelled, keys, rows=rows, seed=seed,
-                                                                 layout=settings.layout, anatomy=anatomy))
+                                                                 layout=settings.layout, anatomy=anatomy, window=window))
 
     with one_thread():  # else files would depend on how many processes share the cores
         write_shards(out, plan, draw_one)
@@ -106,6 +111,18 @@ def _check_fit(generator: Generator, arrays: Arrays, where: str) -> None:
         raise UserError(where, rule=f"pairs of {info.channels} channel(s), range {info.intensity_range}, do not fit a "
                         f"generator of {generator.channels} channel(s), range {generator.intensity_range}",
                         repair="draw from the kind of data it was fitted on")
+
+
+def _native(generator: Generator | None) -> bool:
+    """Returns whether `generator` was fitted on, and paints, images at their own resolution."""
+    return getattr(generator, "scale", "fit") == "native"
+
+
+def _window(generator: Generator | None, settings: DrawSettings) -> Window | None:
+    """Returns what is painted of an image at native size; None = everything."""
+    if settings.window == "all" or not _native(generator):
+        return None
+    return Window(grow_px=round(settings.window * generator.size), least_px=generator.size)
 
 
 def _supplied(settings: DrawSettings, supply: Supply | None) -> DrawSettings:
@@ -148,7 +165,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
     side = generator.size if generator else size
     if side is None:
         raise UserError("size", rule="without a generator the working resolution must be given", repair="add size=64")
-    arrays = labelled.arrays(side)
+    arrays = labelled.native(side) if _native(generator) else labelled.arrays(side)
     if generator is not None:
         _check_fit(generator, arrays, labelled.where)
     _check(n, arrays)
@@ -159,7 +176,8 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
         "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed,
         "gates": gates.identity if gates else "none", **({"supply": supply.identity} if supply else {})})
     painter = generator_painter(generator) if generator else no_painter
-    return _run(folder, painter, origin=origin, gates=gates, settings=settings, n=n, seed=seed, supply=supply)
+    return _run(folder, painter, origin=origin, gates=gates, settings=settings, n=n, seed=seed, supply=supply,
+                window=_window(generator, settings))
 
 
 def draw_roundtrip(  # noqa: PLR0913 - as `draw`
@@ -171,14 +189,16 @@ def draw_roundtrip(  # noqa: PLR0913 - as `draw`
     Raises:
         UserError: as `draw`; also if the generator has no autoencoder.
     """
-    settings, arrays = load_config(DrawSettings, config), labelled.arrays(generator.size)
+    settings, side = load_config(DrawSettings, config), generator.size
+    arrays = labelled.native(side) if _native(generator) else labelled.arrays(side)
     _check_fit(generator, arrays, labelled.where)
     _check(n, arrays)
     name, sampler = generator.content_hash(), {"sampler": "roundtrip"}
     folder = _claim(out, "roundtrip", settings, {
         "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed})
     origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True), "roundtrip")
-    return _run(folder, roundtrip_painter(generator), origin=origin, gates=None, settings=settings, n=n, seed=seed)
+    return _run(folder, roundtrip_painter(generator), origin=origin, gates=None, settings=settings, n=n, seed=seed,
+                window=_window(generator, settings))
 
 
 def draw_copypaste(  # noqa: PLR0913 - as `draw`

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage
 
-from synth.core.checks import UserError
+from synth.core.checks import IGNORE, UserError
 from synth.core.pairs import Arrays
 from synth.core.rng import choice, derive_seed, sample_rng
 from synth.core.space import labels_to_keep
 from synth.layouts import (
     Anatomy,
+    Layout,
     LayoutSettings,
+    Placed,
     apply_layout,
+    apply_mask,
     draw_layout,
     layout_to_json,
     learn_anatomy,
@@ -30,7 +34,8 @@ class Sources:
         keys: of the candidates, the same for every engine. rows: of their parents in the labelled set.
         seeds: of the generator.
         pixels: (B, C, S, S). labels: (B, S, S) uint8. layouts: JSON text of each edit.
-        keep_in: (B, S, S) bool, no foreground, yet shown through: the frame round the picture.
+        keep_in: (B, S, S) bool, no foreground, yet shown through: the frame round the picture, and at native size all
+            that lies outside the window.
         others: id and group of the pair that each layout takes foreground from, None without.
     """
 
@@ -50,30 +55,79 @@ def rows_with_foreground(labelled: Arrays) -> list[int]:
     Raises:
         UserError: if there is none at this resolution.
     """
-    there = labels_to_keep(torch.from_numpy(labelled.masks.astype(np.int64))).any(2).any(1)
-    rows = [int(i) for i in there.nonzero()]
+    rows = [i for i, mask in enumerate(labelled.masks) if _foreground(mask).any()]
     if not rows:
-        raise UserError(f"the labelled set at {labelled.images.shape[-1]} px", rule="no mask shows any foreground",
+        height, width = labelled.shapes[0]
+        raise UserError(f"the labelled set at {width} x {height} px", rule="no mask shows any foreground",
                         repair="give pairs with foreground, or a larger size")
     return rows
 
 
+def _foreground(mask: np.ndarray) -> np.ndarray:
+    return labels_to_keep(torch.from_numpy(mask)).numpy()
+
+
+@dataclass(frozen=True)
+class Window:
+    """What is painted of an image at native size: the boxes of its objects, grown by `grow_px` on every side, and no
+    narrower than `least_px`."""
+
+    grow_px: int
+    least_px: int
+
+    def around(self, foreground: np.ndarray) -> np.ndarray:
+        """Returns where is painted, (H, W) bool, for foreground (H, W) bool."""
+        painted = np.zeros_like(foreground)
+        for box in ndimage.find_objects(ndimage.label(foreground, np.ones((3, 3)))[0]):
+            painted[tuple(self._grown(side, n) for side, n in zip(box, foreground.shape, strict=True))] = True
+        return painted
+
+    def _grown(self, side: slice, n: int) -> slice:
+        low, high = side.start - self.grow_px, side.stop + self.grow_px
+        missing = max(0, self.least_px - (high - low))
+        low, high = low - missing // 2, high + missing - missing // 2
+        shift = max(0, -low) - max(0, high - n)
+        return slice(max(0, low + shift), min(n, high + shift))
+
+
+def _windowed(placed: Placed, edit: Layout, mask: np.ndarray, window: Window) -> Placed:
+    """Returns the edited pair with all that lies outside the window kept.
+
+    There the pixels are real and the labels the source's own; but where the frame moved in, pixels are mirrored ones
+    that nobody labelled, so they are unknown (255).
+    """
+    foreground = _foreground(placed.labels)
+    if edit.recombined is not None:  # what was taken away is painted over too
+        foreground = foreground | _foreground(apply_mask(mask, edit.affine))
+    outside = ~window.around(foreground)
+    strange = outside & ~placed.keep_in & (apply_mask(np.ones_like(mask), edit.affine) == 0)
+    return Placed(placed.pixels, np.where(strange, IGNORE, placed.labels).astype(np.uint8), placed.keep_in | outside)
+
+
 def transform_pairs(labelled: Arrays, keys: Sequence[str], *, rows: Sequence[int], seed: int,
-                    layout: LayoutSettings, anatomy: Anatomy | None = None) -> Sources:
+                    layout: LayoutSettings, anatomy: Anatomy | None = None, window: Window | None = None) -> Sources:
     """Returns the transformed sources of candidates `keys`, their parents chosen among `rows`.
 
+    At native size, batches of one: every pair has its own size, and only pairs of one size are recombined.
+
     Args:
-        anatomy: of `labelled`, where it has been learnt before.
+        anatomy: of `labelled`, where it has been learnt before. window: what is painted; None = everything.
     """
     anatomy = anatomy or learn_anatomy(labelled, layout)
     chosen, seeds, placed, layouts, others = [], [], [], [], []
     for name in keys:
         rng = sample_rng(seed, "layout", name)
         row = rows[choice(rng, len(rows))]
-        edit = draw_layout(rng, labelled, row, rows=rows, anatomy=anatomy, settings=layout)
+        shape = labelled.shapes[row]
+        # An affine edit is made in shares of the sides: amid unequal sides a rotation would shear.
+        settings = layout if shape[0] == shape[1] else layout.model_copy(update={"rotate_deg": 0.0})
+        edit = draw_layout(rng, labelled, row, rows=[r for r in rows if labelled.shapes[r] == shape], anatomy=anatomy,
+                           settings=settings)
         second = labelled.ids.index(edit.recombined.other) if edit.recombined else None
         other = None if second is None else (labelled.images[second], labelled.masks[second])
-        placed.append(apply_layout(labelled.images[row], labelled.masks[row], edit, other=other))
+        mask = labelled.masks[row]
+        one = apply_layout(labelled.images[row], mask, edit, other=other)
+        placed.append(one if window is None else _windowed(one, edit, mask, window))
         others.append(None if second is None else (labelled.ids[second], labelled.groups[second]))
         chosen.append(row)
         seeds.append(derive_seed(seed, "pair", name))

@@ -153,17 +153,21 @@ def _verdict(scores: dict[str, float], gates: Gates) -> Verdict:
 
 
 @torch.no_grad()
-def run_gates(images: torch.Tensor, labels: torch.Tensor, gates: Gates) -> tuple[torch.Tensor, list[Verdict]]:
+def run_gates(images: torch.Tensor, labels: torch.Tensor, gates: Gates, *,
+              painted: torch.Tensor | None = None) -> tuple[torch.Tensor, list[Verdict]]:
     """Returns the labels with false foreground set to ignore, (B, H, W), and one verdict per pair.
 
     Args:
         images: painted images, unit (B, C, H, W). labels: (B, H, W).
+        painted: (B, H, W) bool, the pixels that are no source's, whose novelty is scored; all but the foreground if
+            None.
     """
     near = 2 * gates.settings.clear_px + 1
     keep = labels_to_keep(labels)
     outside = F.max_pool2d(keep[:, None].float(), near, stride=1, padding=near // 2)[:, 0] < 0.5
     outside = outside & (labels != IGNORE)
-    region = (F.adaptive_avg_pool2d((~keep)[:, None].float(), THUMB) > 0.5).float().flatten(1)
+    fresh = ~keep if painted is None else painted
+    region = (F.adaptive_avg_pool2d(fresh[:, None].float(), THUMB) > 0.5).float().flatten(1)
     columns = {"correlation": highest_correlation(thumbnails(images, THUMB), region, gates.bank)}
     if gates.predict is not None:
         probabilities = gates.predict(images).float().cpu()
@@ -172,6 +176,6 @@ def run_gates(images: torch.Tensor, labels: torch.Tensor, gates: Gates) -> tuple
         columns["false_foreground"] = false.sum((1, 2)) / outside.sum((1, 2)).clamp(min=1)
         labels = torch.where(false, IGNORE, labels)
     if gates.seam is not None:
-        columns["seam"] = gates.seam.score(images, keep)
+        columns["seam"] = gates.seam.score(images, ~fresh)
     rows = [{name: float(column[i]) for name, column in columns.items()} for i in range(len(images))]
     return labels, [_verdict(row, gates) for row in rows]

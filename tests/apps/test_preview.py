@@ -26,7 +26,7 @@ from synth.core.checks import UserError
 from synth.diffusion.autoencoder import build_autoencoder
 from synth.diffusion.denoiser import build_denoiser, build_scheduler
 from synth.diffusion.inpaint import InpaintPipeline
-from synth.diffusion.settings import AutoencoderSettings, DenoiserSettings
+from synth.diffusion.settings import AutoencoderSettings, DenoiserSettings, SamplerSettings
 from synth.formats import write_folder
 from synth.layouts import detect_frame
 
@@ -75,6 +75,27 @@ def test_foreground_is_the_source_and_the_rest_is_painted(studio: Studio, ask: A
     assert not np.array_equal(*outcome.painted)
 
 
+def test_the_frame_of_the_picture_is_kept(studio: Studio) -> None:
+    one = studio.pair(studio.ids[1])
+    framed = one.images.copy()
+    framed[..., :5], framed[..., -5:] = 0, 0
+    outcome = paint(studio, dataclasses.replace(one, images=framed), ASK)
+    frame = detect_frame(framed[0]) & (outcome.labels == 0)
+    assert frame[:, :4].all() and frame.mean() > 0.2
+    assert (outcome.painted[:, :, frame] == outcome.source[:, frame]).all()
+
+
+def test_what_is_shown_follows_the_generators_mode(studio: Studio) -> None:
+    one = studio.pair(studio.ids[1])
+    for mode in ("object", "layout"):
+        generator = studio.generator.with_sampler(SamplerSettings(n_steps=4, mode=mode))
+        outcome = paint(dataclasses.replace(studio, generator=generator), one, ASK)
+        differs = (outcome.painted != outcome.source).any(1)
+        assert differs[:, outcome.labels == 1].mean() > 0.5, "the object itself is painted"
+        kept = generator.kept(torch.from_numpy(outcome.labels.astype(np.int64))[None])[0].numpy()
+        assert not differs[:, kept].any() and kept.any() == (mode == "object")
+
+
 def test_random_layout_moves_the_pair_and_says_how(studio: Studio) -> None:
     one = studio.pair(studio.ids[0])
     moved = paint(studio, one, dataclasses.replace(ASK, random_layout=True))
@@ -97,7 +118,8 @@ def test_seed_decides_and_strength_matters(studio: Studio) -> None:
 
 def test_callback_counts_up_to_the_end(studio: Studio) -> None:
     calls: list[tuple[int, int]] = []
-    paint(studio, studio.pair(studio.ids[0]), ASK, callback=lambda done, total: calls.append((done, total)))
+    outcome = paint(studio, studio.pair(studio.ids[0]), ASK, callback=lambda done, total: calls.append((done, total)))
+    assert outcome.n_evaluations == calls[-1][1] == studio.generator.evaluations(ASK.n_steps)
     assert [done for done, _ in calls] == list(range(1, calls[-1][1] + 1)) and {t for _, t in calls} == {calls[0][1]}
 
 
@@ -114,6 +136,7 @@ def test_page_shows_the_kept_pixels_exactly(studio: Studio) -> None:
         assert np.array_equal(image[keep], source[keep]) and not np.array_equal(image, source)
     kept = sum(v.kept for v in outcome.verdicts)
     assert [row[0] for row in rows] == ["5", "6", "7"] and f"{kept} of 3 kept" in summary
+    assert f"{studio.generator.evaluations(4)} network evaluations" in summary
     for row, verdict in zip(rows, outcome.verdicts, strict=True):
         assert row[2] == f"{verdict.scores['correlation']:.3f}"
         assert ("kept" in row[1]) == verdict.kept and (verdict.kept or row[-1] == verdict.reason)

@@ -17,8 +17,9 @@ from synth.core.space import labels_to_keep
 from synth.diffusion.autoencoder import build_autoencoder
 from synth.diffusion.codec import PixelCodec, latents_to_unit, load_codec, unit_to_latents
 from synth.diffusion.inpaint import InpaintPipeline
-from synth.diffusion.regions import blend_alpha, draw_margins, grow_cells, keep_to_latent, kept_pixels
+from synth.diffusion.regions import blend_alpha, draw_margins, grow_cells, keep_to_latent
 from synth.diffusion.settings import SamplerSettings
+from synth.generator import kept_pixels
 
 
 class TestGreyInpaint(GeneratorContract):
