@@ -42,6 +42,9 @@ def generator_paint(generator: Generator) -> Paint:
 
 
 def _arrays(generator: Generator, images: ImageSet) -> Arrays:
+    if getattr(generator, "scale", "fit") == "native":
+        raise UserError("scale=native", rule="the placebo test resizes whole images, which this generator never saw",
+                        repair="audit one of scale=fit that was fitted on the same images")
     arrays = images.arrays(generator.size)
     info = arrays.info
     if generator.channels != info.channels or generator.intensity_range != tuple(info.intensity_range):

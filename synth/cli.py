@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING
@@ -12,10 +13,9 @@ from synth.core.checks import UserError
 from synth.core.shell import refuse, required, run, say, take, take_number
 
 if TYPE_CHECKING:
-    from synth.core.pairs import PairSet
+    from synth.core.pairs import ImageSet, PairSet
     from synth.diffusion.settings import DataSettings
-    from synth.draw import DrawSettings, Supply
-    from synth.gates.gates import Predict
+    from synth.draw import DrawSettings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Fit generators on a few annotated images and draw new, checked image-mask pairs from them.")
@@ -49,6 +49,12 @@ def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool =
     say(f"{out}: generator {generator.content_hash()}, {generator.size} px, {generator.channels} channel(s)")
 
 
+def _take_group(overrides: list[str], group: str) -> tuple[list[str], list[str]]:
+    """Returns the `group.key=value` among `overrides` without the group's name, and the other overrides."""
+    mine = [o.removeprefix(f"{group}.") for o in overrides if o.startswith(f"{group}.")]
+    return mine, [o for o in overrides if not o.startswith(f"{group}.")]
+
+
 def _settings(config: Path | None, overrides: list[str]) -> DrawSettings:
     from synth.core.config import load_config
     from synth.draw import DrawSettings
@@ -61,8 +67,8 @@ def _take_data(overrides: list[str]) -> tuple[DataSettings, list[str]]:
     from synth.core.config import load_config
     from synth.diffusion.settings import DataSettings
 
-    mine = [o.removeprefix("data.") for o in overrides if o.startswith("data.")]
-    return load_config(DataSettings, {}, mine), [o for o in overrides if not o.startswith("data.")]
+    mine, rest = _take_group(overrides, "data")
+    return load_config(DataSettings, {}, mine), rest
 
 
 def _load_labelled(data: DataSettings) -> PairSet:
@@ -72,63 +78,19 @@ def _load_labelled(data: DataSettings) -> PairSet:
     return load_pairs(folder, mask_map=data.mask_map, channels=data.channels)
 
 
-def _load_segmenter(folder: str, *, size: int, role: str) -> object:
-    """Returns the fitted segmenter. Trainers register their loader as an entry point: `synth` imports no trainer."""
-    from importlib.metadata import entry_points
-
-    loaders = entry_points(group="pairsmith.judges")
-    if not loaders:
-        raise UserError(f"{role}={folder}", rule="no trainer is installed that could load it",
-                        repair=f"install the package with pip, or leave {role}= out")
-    found = next(iter(loaders)).load()(folder)
-    if found.size != size:
-        raise UserError(f"{role}={folder}", rule=f"it works at {found.size} px, the generator at {size} px",
-                        repair=f"train it with size={size}")
-    return found
-
-
-def _load_judge(folder: str, *, size: int) -> Predict:
-    return _load_segmenter(folder, size=size, role="judge").predict
-
-
-def _load_supply(settings: DrawSettings, judge_dir: str | None, referee_dir: str | None, *, labelled: PairSet,
-                 size: int) -> Supply | None:
-    if settings.supply.oversample == 1:
-        return None
-    from synth.draw import default_supply
-
-    folders = {"judge": judge_dir, "referee": referee_dir}
-    found = {role: _load_segmenter(folder, size=size, role=role) for role, folder in folders.items() if folder}
-    designs = [getattr(getattr(one, "config", None), "model", None) for one in found.values()]
-    if len(designs) == 2 and designs[0] is not None and designs[0] == designs[1]:
-        say(f"warning: referee={referee_dir} has the architecture of judge={judge_dir}; they err alike, so that what "
-            "is hard seldom counts as consistent. Repair: fit the referee with another model.name or encoder")
-    predicts = {role: one.predict for role, one in found.items()}
-    return default_supply(predicts.get("judge"), predicts.get("referee"), labelled, size=size, settings=settings.supply)
-
-
-def _check_supply(settings: DrawSettings, judge_dir: str | None, referee_dir: str | None, *, no_paint: bool) -> None:
-    from synth.draw.supply import check_judge
-
-    if no_paint and settings.supply.oversample > 1:
-        raise UserError("--no-paint", rule="transformed sources are written as they come, none is chosen",
-                        repair="leave supply.oversample= out")
-    check_judge(settings.supply, there=bool(judge_dir))
-    if referee_dir and settings.supply.oversample == 1:
-        raise UserError(f"referee={referee_dir}", rule="with supply.oversample=1 there is nothing to choose, so it "
-                        "would not be used", repair="add supply.oversample=4, or leave referee= out")
-
-
 @app.command()
 def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN,
          no_paint: bool = typer.Option(False, "--no-paint", help="write the transformed sources unpainted")) -> None:
     """Draw pairs: synth draw CONFIG generator=DIR data.labelled=DIR [data.unlabelled=DIR] [judge=DIR] n=500 out=DIR.
 
     Without judge= only novelty is checked. judge=DIR referee=DIR supply.oversample=4 draws four times as many and keeps
-    those that are hard for the judge and true to their mask for the referee, and a random half. --no-paint writes
-    what every kept pixel must equal; it takes size= in the place of generator=.
+    those that are hard for the judge and true to their mask for the referee, and a random half. preset=fast and
+    sampler.n_steps=8 change how this run paints, sampler.mode=object what. data.hosts=DIR judge=DIR paints objects
+    into real images that show none. --no-paint writes what every kept pixel must equal; it takes size= in the place
+    of generator=.
     """
     from synth.core.config import to_yaml
+    from synth.draw.modes import sampler_changes
 
     generator_dir, rest = take(overrides, "generator")
     judge_dir, rest = take(rest, "judge")
@@ -137,35 +99,49 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     n, rest = take_number(rest, "n", 100)
     seed, rest = take_number(rest, "seed", 0)
     size, rest = take_number(rest, "size", None)
+    preset, rest = take(rest, "preset")
+    sampler, rest = _take_group(rest, "sampler")
+    hosts_dir, rest = take(rest, "data.hosts")
     data, rest = _take_data(rest)
-    settings = _settings(config, rest)
+    settings, changes = _settings(config, rest), sampler_changes(preset, sampler)
     if dry_run:
         typer.echo(f"generator: {generator_dir}\njudge: {judge_dir}\nreferee: {referee_dir}\nn: {n}\nseed: {seed}\n"
-                   f"size: {size}\nout: {out}\ndata:\n" + indent(to_yaml(data), "  ") + to_yaml(settings), nl=False)
+                   f"size: {size}\nout: {out}\npreset: {preset}\nsampler: {json.dumps(changes)}\ndata:\n"
+                   + indent(f"hosts: {hosts_dir}\n" + to_yaml(data), "  ") + to_yaml(settings), nl=False)
         return
     from synth.draw import draw as run_draw
+    from synth.draw.judges import check_supply, check_unpainted, load_judge, load_supply
+    from synth.draw.modes import with_changes
     from synth.fit import load_generator
-    from synth.formats import load_images
     from synth.gates import default_gates
 
     out = required(out, "out", "data/made")
-    _check_supply(settings, judge_dir, referee_dir, no_paint=no_paint)
-    generator = None if no_paint else load_generator(required(generator_dir, "generator", "runs/painter"))
+    if no_paint:
+        check_unpainted(settings, changes, hosts=hosts_dir)
+    check_supply(settings, judge_dir, referee_dir)
+    generator = None if no_paint else with_changes(
+        load_generator(required(generator_dir, "generator", "runs/painter")), changes)
     labelled = _load_labelled(data)
     gates = supply = None
     if generator is not None:
-        training = load_images(data.unlabelled, channels=labelled.info.channels, like=labelled.info) \
-            if data.unlabelled else None
-        judge = _load_judge(judge_dir, size=generator.size) if judge_dir else None
-        gates = default_gates(judge, labelled, training=_join(labelled, training), size=generator.size)
-        supply = _load_supply(settings, judge_dir, referee_dir, labelled=labelled, size=generator.size)
+        judge = load_judge(judge_dir, size=generator.size) if judge_dir else None
+        training = _join(labelled, _load_images(data.unlabelled, labelled))
+        gates = default_gates(judge, labelled, training=training, size=generator.size)
+        supply = load_supply(settings, judge_dir, referee_dir, labelled=labelled, size=generator.size)
     made = run_draw(generator, labelled, n=n, seed=seed, gates=gates, out=out, config=settings, size=size,
-                    supply=supply)
+                    supply=supply, hosts=_load_images(hosts_dir, labelled))
     if made is not None:
         typer.echo(f"{out}: {len(made)} pairs kept of {n} asked for")
 
 
-def _join(labelled: PairSet, unlabelled: object) -> object:
+def _load_images(folder: str | None, labelled: PairSet) -> ImageSet | None:
+    """Returns the images of `folder`, read like the labelled ones; None without a folder."""
+    from synth.formats import load_images
+
+    return load_images(folder, channels=labelled.info.channels, like=labelled.info) if folder else None
+
+
+def _join(labelled: PairSet, unlabelled: ImageSet | None) -> ImageSet | None:
     from synth.core.pairs import ImageSet
 
     if unlabelled is None:

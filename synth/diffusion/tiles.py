@@ -40,12 +40,13 @@ def check_canvas(generator: Generator, image: torch.Tensor, mask: torch.Tensor, 
 
 
 def pad_to_multiple(values: torch.Tensor, factor: int) -> torch.Tensor:
-    """Returns values (..., H, W) of any type, mirrored below and to the right until both are multiples of `factor`."""
+    """Returns values (B, H, W) or (B, C, H, W), of any type, mirrored below and right up to multiples of `factor`."""
     for axis in (-2, -1):
         n = values.shape[axis]
-        index = torch.arange(math.ceil(n / factor) * factor, device=values.device)
+        turn = max(1, 2 * (n - 1))
+        index = torch.arange(math.ceil(n / factor) * factor, device=values.device) % turn
         if len(index) > n:
-            values = values.index_select(axis, torch.where(index < n, index, 2 * (n - 1) - index))
+            values = values.index_select(axis, torch.where(index < n, index, turn - index))
     return values
 
 
@@ -167,7 +168,7 @@ def tiled(unet: UNet2DModel, told: Told, keep: torch.Tensor, *, guidance: float,
     log.info("%d x %d cells: %d tiles of %d, %d network calls a level", height, width, len(places), tile,
              math.ceil(len(places) / tile_batch) * (1 if guidance == 1 else 2))
 
-    def cut(values: torch.Tensor, some: Sequence[tuple[int, slice, slice]]) -> torch.Tensor:
+    def _cut(values: torch.Tensor, some: Sequence[tuple[int, slice, slice]]) -> torch.Tensor:
         return torch.stack([values[i, :, rows, columns] for i, rows, columns in some])
 
     def denoise(latents: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -175,8 +176,8 @@ def tiled(unet: UNet2DModel, told: Told, keep: torch.Tensor, *, guidance: float,
         mean = torch.zeros_like(latents)
         for start in range(0, len(places), tile_batch):
             some = places[start:start + tile_batch]
-            part = Told(cut(told.condition, some), cut(told.unlabelled, some))
-            estimates = guided(unet, part, cut(latents, some), sigma, guidance=guidance)
+            part = Told(_cut(told.condition, some), _cut(told.unlabelled, some))
+            estimates = guided(unet, part, _cut(latents, some), sigma, guidance=guidance)
             for (i, rows, columns), estimate in zip(some, estimates, strict=True):
                 mean[i, :, rows, columns] += weight * estimate
         known = told.condition[:, :latents.shape[1]]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from synth.core.checks import IGNORE
-from synth.core.pairs import Arrays
+from synth.core.config import Settings
+from synth.core.pairs import Arrays, Rows
 from synth.core.rng import choice, sample_rng
 from synth.core.space import labels_to_keep, pixels_to_unit, unit_to_pixels
 from synth.draw.sources import Sources
@@ -55,15 +57,22 @@ def kept_source(generator: Generator, pixels: np.ndarray) -> np.ndarray:
     return pixels if shown is unit else unit_to_pixels(shown, generator.intensity_range, pixels.dtype)
 
 
+def painted_pixels(generator: Generator, sources: Sources, *, rows: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
+    """Returns what `generator` makes of the sources `rows`, one seed each, pixels (R, C, S, S); kept ones the source's.
+    """
+    some, low_high = list(rows), generator.intensity_range
+    source, keep_in = sources.pixels[some], torch.from_numpy(sources.keep_in[some])
+    labels = torch.from_numpy(sources.labels[some].astype(np.int64))
+    unit = generator.sample(pixels_to_unit(source, low_high), labels, seeds=seeds, keep_in=keep_in)
+    return unit_over_source(unit, kept_source(generator, source), generator.kept(labels, keep_in).numpy(),
+                            intensity_range=low_high)
+
+
 def generator_painter(generator: Generator) -> Painter:
     """Returns the painter that asks `generator`, then writes the kept source pixels over its answer."""
-    low_high = generator.intensity_range
-
     def paint(sources: Sources) -> Painted:
-        labels, unit = torch.from_numpy(sources.labels.astype(np.int64)), pixels_to_unit(sources.pixels, low_high)
-        painted = generator.sample(unit, labels, seeds=sources.seeds, keep_in=torch.from_numpy(sources.keep_in))
-        keep = generator.kept(labels, torch.from_numpy(sources.keep_in)).numpy()
-        pixels = unit_over_source(painted, kept_source(generator, sources.pixels), keep, intensity_range=low_high)
+        everything = range(len(sources.keys))
+        pixels = painted_pixels(generator, sources, rows=everything, seeds=sources.seeds)
         return Painted(pixels, sources.labels, (None,) * len(sources.keys))
 
     return paint
@@ -87,9 +96,10 @@ def roundtrip_painter(generator: Generator) -> Painter:
 
 @dataclass(frozen=True)
 class Backgrounds:
-    """Real images to paste on: pixels (N, C, S, S), labels (N, S, S) uint8 (255 where in doubt), ids, groups."""
+    """Real images to put foreground on: pixels (N, C, S, S), or at native size row by row; labels (N, S, S) uint8, 255
+    where in doubt; ids and groups."""
 
-    pixels: np.ndarray
+    pixels: np.ndarray | Rows
     labels: np.ndarray
     ids: tuple[str, ...]
     groups: tuple[str, ...]
@@ -100,12 +110,23 @@ def labelled_backgrounds(labelled: Arrays) -> Backgrounds:
     return Backgrounds(labelled.images, labelled.masks, labelled.ids, labelled.groups)
 
 
+class ClearSettings(Settings):
+    """Which unlabelled images count as free of foreground.
+
+    Attributes:
+        confidence: foreground probability of the judge that counts as seen; from 1 - confidence on a pixel is doubtful.
+        max_share: largest share of confident pixels in an image that is still called clear.
+    """
+
+    confidence: float = Field(0.9, gt=0.5, lt=1)
+    max_share: float = Field(0.002, ge=0, le=1)
+
+
 def clear_backgrounds(unlabelled: Arrays, predict: Predict, *, confidence: float, max_share: float) -> Backgrounds:
     """Returns the unlabelled images on which the judge sees no confident foreground; its doubtful pixels are ignored.
 
     Args:
-        confidence: foreground probability that counts as seen; from 1 - confidence on a pixel is doubtful.
-        max_share: largest share of confident pixels in an image that is still called clear.
+        confidence, max_share: see `ClearSettings`.
     """
     unit = pixels_to_unit(unlabelled.images, unlabelled.info.intensity_range)
     foreground = 1 - predict_batched(predict, unit)[:, 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,10 @@ from synth.core.files import claim_folder, sweep
 from synth.core.pairs import Arrays, ImageSet, Pair, PairSet
 from synth.core.rng import one_thread
 from synth.diffusion.inpaint import blend_alpha
+from synth.draw.hosts import Hosts, clear_hosts, insert_pairs
+from synth.draw.modes import inserter_of, repaint_sources, repainter_of
 from synth.draw.painters import (
+    ClearSettings,
     Painter,
     clear_backgrounds,
     generator_painter,
@@ -25,8 +28,8 @@ from synth.draw.painters import (
     paste_painter,
     roundtrip_painter,
 )
-from synth.draw.shards import Origin, Plan, draw_shard, kept_hash, ledger_path, shard_is_whole, write_shards
-from synth.draw.sources import Window, rows_with_foreground, transform_pairs
+from synth.draw.shards import Origin, Plan, draw_shard, ledger_path, shard_is_whole, write_shards
+from synth.draw.sources import Sources, Window, rows_with_foreground, transform_pairs
 from synth.draw.supply import Supply, SupplySettings, check_judge
 from synth.formats import read_shards, shard_name, write_dataset_files
 from synth.gates import Gates
@@ -42,6 +45,9 @@ class DrawSettings(Settings):
         shard_size: kept pairs per file. batch_size: candidates painted together, fixed so that files are identical
             for any number of processes. max_tries: candidates per wanted pair before a shard gives up.
         supply: how many pairs have to pass the gates for each one that is kept, and which are.
+        clear: which unlabelled images show no object, for hosts and for pasting.
+        repaint_share: of the candidates, those whose objects are repainted before their surroundings are, so that one
+            run varies both; other generators than None must know modes (`denoiser.labels`).
         window: how far around the objects a generator of scale "native" paints, as a share of its own size (never
             narrower than that size); beyond, the source is kept. "all" = the whole image.
     """
@@ -51,28 +57,44 @@ class DrawSettings(Settings):
     batch_size: int = Field(16, ge=1)
     max_tries: int = Field(4, ge=1)
     supply: SupplySettings = SupplySettings()
+    clear: ClearSettings = ClearSettings()
+    repaint_share: float = Field(0.0, ge=0, le=1)
     window: Literal["all"] | NonNegativeFloat = 0.5
 
 
 class CopyPasteSettings(Settings):
-    """Which unlabelled images may carry a pasted foreground, see `clear_backgrounds`; and the rim's width."""
+    """How wide the rim of a pasted foreground is."""
 
-    confidence: float = Field(0.9, gt=0.5, lt=1)
-    max_share: float = Field(0.002, ge=0, le=1)
     width_px: int = Field(4, ge=1)
 
 
+def _transform(origin: Origin, settings: DrawSettings, *, seed: int, window: Window | None, hosts: Hosts | None,
+               repainter: Generator | None) -> Callable[[Sequence[str]], Sources]:
+    """Returns what turns keys of candidates into the sources that are painted."""
+    rows, layout = rows_with_foreground(origin.labelled), settings.layout
+    anatomy = learn_anatomy(hosts.donors if hosts else origin.labelled, layout)
+
+    def transform(keys: Sequence[str]) -> Sources:
+        if hosts is not None:
+            return insert_pairs(hosts, keys, seed=seed, layout=layout, anatomy=anatomy)
+        sources = transform_pairs(origin.labelled, keys, rows=rows, seed=seed, layout=layout, anatomy=anatomy,
+                                  window=window)
+        return sources if repainter is None else repaint_sources(sources, repainter, share=settings.repaint_share)
+
+    return transform
+
+
 def _run(out: Path, painter: Painter, *, origin: Origin, gates: Gates | None, settings: DrawSettings, n: int,  # noqa: PLR0913
-         seed: int, supply: Supply | None = None, window: Window | None = None) -> PairSet | None:
-    rows, anatomy = rows_with_foreground(origin.labelled), learn_anatomy(origin.labelled, settings.layout)
+         seed: int, supply: Supply | None = None, window: Window | None = None, hosts: Hosts | None = None,
+         repainter: Generator | None = None) -> PairSet | None:
+    transform = _transform(origin, settings, seed=seed, window=window, hosts=hosts, repainter=repainter)
     batch_size = 1 if origin.labelled.is_native else settings.batch_size  # at native size no two pairs need be alike
     plan = Plan(n, settings.shard_size, batch_size, settings.max_tries,
                 oversample=settings.supply.oversample if supply else 1.0)
 
     def draw_one(shard: int) -> tuple[list[Pair], list[Pair]]:
         return draw_shard(shard, plan, painter=painter, gates=gates, origin=origin, supply=supply, seed=seed,
-                          transform=lambda keys: transform_pairs(origin.labelled, keys, rows=rows, seed=seed,
-                                                                 layout=settings.layout, anatomy=anatomy, window=window))
+                          transform=transform)
 
     with one_thread():  # else files would depend on how many processes share the cores
         write_shards(out, plan, draw_one)
@@ -88,7 +110,7 @@ def _finish(out: Path, plan: Plan, origin: Origin) -> PairSet:
         sweep(out)  # all shards are whole: nobody is writing any more
         write_dataset_files(out, origin.labelled.info, dataset_card(
             n_kept=n_kept, n_rejected=n_rejected, n_asked=plan.n, classes=origin.labelled.info.classes,
-            generator=origin.generator, settings=origin.settings, groups=origin.labelled.groups))
+            generator=origin.generator, settings=origin.settings, groups=origin.labelled.groups + origin.host_groups))
         if n_rejected == 0:  # a split without a single row cannot be opened
             for i in range(plan.n_shards):
                 (out / shard_name("rejected", i, plan.n_shards)).unlink(missing_ok=True)
@@ -144,7 +166,7 @@ def _claim(out: str | Path, kind: str, settings: Settings, identity: dict[str, o
 def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice that a caller makes
     generator: Generator | None, labelled: PairSet, *, n: int, seed: int = 0, gates: Gates | None = None,
     out: str | Path, config: str | Path | dict | DrawSettings | None = None, size: int | None = None,
-    supply: Supply | None = None, overrides: Sequence[str] = (),
+    supply: Supply | None = None, hosts: ImageSet | None = None, overrides: Sequence[str] = (),
 ) -> PairSet | None:
     """Returns the kept pairs, n of them where the gates allow; the rejected ones lie in the folder's own split.
 
@@ -156,12 +178,17 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
         labelled: real pairs, of training groups only. out: a folder that `datasets.load_dataset` then opens.
         supply: chooses the kept ones among `supply.oversample` times as many, see `default_supply`; those left over
             are rejected with the reason "supply". Its settings are taken where `config` names none.
+        hosts: real images without masks. Objects of the labelled pairs' shapes are painted into those on which the
+            gates' judge sees none (mode "object", whatever the generator's own); all around them stays the host's.
 
     Raises:
         UserError: if `out` holds another run, the pairs do not fit the generator, no pair passes the gates, or more is
-            to be drawn than kept and there is no `supply`.
+            to be drawn than kept and there is no `supply`; for hosts without a judge, or a generator without labels.
     """
     settings = _supplied(load_config(DrawSettings, config, overrides), supply)
+    if hosts is not None:
+        generator = inserter_of(generator, settings.repaint_share)
+    repainter = repainter_of(generator, settings.repaint_share)
     side = generator.size if generator else size
     if side is None:
         raise UserError("size", rule="without a generator the working resolution must be given", repair="add size=64")
@@ -169,15 +196,18 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
     if generator is not None:
         _check_fit(generator, arrays, labelled.where)
     _check(n, arrays)
+    clear = clear_hosts(hosts, arrays, gates, size=side, settings=settings.clear) if hosts is not None else None
     name = generator.content_hash() if generator else "none"
     sampler = generator.sampler_settings() if generator else {"sampler": "none"}
-    origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True), "inpaint" if generator else "source")
+    origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True),
+                    "insert" if clear else "inpaint" if generator else "source", clear.images.groups if clear else ())
     folder = _claim(out, "draw", settings, {
         "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed,
-        "gates": gates.identity if gates else "none", **({"supply": supply.identity} if supply else {})})
+        "gates": gates.identity if gates else "none", **({"supply": supply.identity} if supply else {}),
+        **({"hosts": clear.identity} if clear else {})})
     painter = generator_painter(generator) if generator else no_painter
     return _run(folder, painter, origin=origin, gates=gates, settings=settings, n=n, seed=seed, supply=supply,
-                window=_window(generator, settings))
+                window=_window(generator, settings), hosts=clear, repainter=repainter)
 
 
 def draw_roundtrip(  # noqa: PLR0913 - as `draw`
@@ -219,34 +249,13 @@ def draw_copypaste(  # noqa: PLR0913 - as `draw`
     arrays = labelled.arrays(size)
     _check(n, arrays)
     pile = unlabelled.arrays(size) if unlabelled is not None and predict is not None else None
-    sampler = {"sampler": "copypaste", **paste.model_dump()}
+    sampler = {"sampler": "copypaste", **paste.model_dump(), **settings.clear.model_dump()}
     folder = _claim(out, "copypaste", settings, {
         "sampler": sampler, "labelled": arrays.fingerprint(), "unlabelled": pile.fingerprint() if pile else "none",
         "judge": judge, "n": n, "seed": seed})
-    clear = pile and clear_backgrounds(pile, predict, confidence=paste.confidence, max_share=paste.max_share)
+    clear = pile and clear_backgrounds(pile, predict, confidence=settings.clear.confidence,
+                                       max_share=settings.clear.max_share)
     painter = paste_painter(arrays, clear or None, seed=seed,
                             blend=lambda keep: blend_alpha(keep, width_px=paste.width_px))
     origin = Origin(arrays, "copypaste", json.dumps(sampler, sort_keys=True), "paste")
     return _run(folder, painter, origin=origin, gates=None, settings=settings, n=n, seed=seed)
-
-
-def verify_shards(folder: str | Path) -> list[str]:
-    """Returns what is wrong with a drawn folder, one line each: changed files, changed kept pixels. Empty = nothing.
-
-    Raises:
-        UserError: if `folder` holds no drawn set.
-    """
-    out, faults = Path(folder), []
-    ledgers = sorted((out / "ledger").glob("*.json"))
-    if not ledgers:
-        raise UserError(str(out), rule="no ledger here, so this is no drawn set", repair="give the out= of synth draw")
-    for path in ledgers:
-        if not shard_is_whole(out, int(path.stem)):
-            faults.append(f"shard {path.stem}: a file is missing or its hash differs from the ledger")
-    try:
-        for pair in read_shards(out):
-            if pair.made and kept_hash(pair.image, pair.mask) != pair.made.kept_sha256:
-                faults.append(f"{pair.id}: a pixel under the foreground differs from the transformed source")
-    except UserError as error:  # a shard that is missing or does not open is a fault like any other
-        faults.append(str(error))
-    return faults

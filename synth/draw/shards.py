@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from synth.core.checks import IGNORE
+from synth.core.checks import IGNORE, UserError
 from synth.core.files import sha256, write_json
 from synth.core.pairs import Arrays, Pair, Provenance
-from synth.core.space import from_channels, pixels_to_unit
+from synth.core.space import from_channels, labels_to_keep, pixels_to_unit
 from synth.draw.painters import Painted, Painter
 from synth.draw.sources import Sources
 from synth.draw.supply import Supply, choose_pairs, score_supply
-from synth.formats import shard_name, write_shard
+from synth.formats import read_shards, shard_name, write_shard
 from synth.gates import Gates, Verdict, run_gates
+from synth.generator import KEEPS, kept_by, mode_of
 
 log = logging.getLogger(__name__)
 
@@ -55,42 +56,63 @@ class Plan:
 
 @dataclass(frozen=True)
 class Origin:
-    """What stands in the provenance of every pair of a run; `prefix` begins their ids."""
+    """What stands in the provenance of every pair of a run.
+
+    Attributes:
+        settings: JSON text of the sampler's; they also say which pixels are kept. prefix: begins the ids.
+        host_groups: groups of the images that foreground was put in.
+    """
 
     labelled: Arrays
     generator: str
     settings: str
     prefix: str
+    host_groups: tuple[str, ...] = ()
 
 
-def kept_hash(image: np.ndarray, mask: np.ndarray) -> str:
-    """Returns the SHA-256 of the pixels (H, W[, C]) under the foreground of mask (H, W): they must never change."""
-    return sha256(np.ascontiguousarray(image[(mask > 0) & (mask != IGNORE)]).tobytes())
+def kept_hash(image: np.ndarray, mask: np.ndarray, settings: str = "{}") -> str:
+    """Returns the SHA-256 of the pixels (H, W[, C]) that a pair of mask (H, W) has from its source: never to change.
+
+    These are the ones that the mask alone tells: no frame. Where nothing is kept, the empty text.
+
+    Args:
+        settings: JSON text of the sampler's settings, see `synth.generator.kept_by`.
+    """
+    words = json.loads(settings)
+    if KEEPS[mode_of(words)] == "nothing":
+        return ""
+    keep = kept_by(torch.from_numpy(mask.astype(np.int64))[None], words)[0].numpy()
+    return sha256(np.ascontiguousarray(image[keep]).tobytes())
 
 
 def _pairs(sources: Sources, painted: Painted, labels: np.ndarray, verdicts: list[Verdict],
            origin: Origin) -> Iterator[Pair]:
     groups, names = origin.labelled.groups, origin.labelled.ids
     for i, row in enumerate(sources.rows):
-        # The painter's parent (a background), then the layout's (which the layout names too).
-        further = [other for other in (painted.others[i], sources.others[i]) if other is not None]
-        parents, parent_groups = [names[row], *(o[0] for o in further)], [groups[row], *(o[1] for o in further)]
+        # Whose surroundings it shows comes first; the painter's parent (a background), then the layout's.
+        host = sources.hosts[i] if sources.hosts else None
+        family = [one for one in (host, (names[row], groups[row]), painted.others[i], sources.others[i]) if one]
+        parents, parent_groups = zip(*family, strict=True)
         image, mask = from_channels(painted.pixels[i]), labels[i].astype(np.uint8)
         made = Provenance(
             parents=tuple(dict.fromkeys(parents)), parent_groups=tuple(dict.fromkeys(parent_groups)),
             seed=sources.seeds[i], generator=origin.generator, layout=sources.layouts[i], settings=origin.settings,
-            kept_sha256=kept_hash(image, mask), scores=verdicts[i].scores,
+            kept_sha256=kept_hash(image, mask, origin.settings), scores=verdicts[i].scores,
             verdict="kept" if verdicts[i].kept else "rejected", reason=verdicts[i].reason)
-        yield Pair(f"{origin.prefix}-{sources.keys[i]}", groups[row], image, mask, "synthetic", made)
+        yield Pair(f"{origin.prefix}-{sources.keys[i]}", parent_groups[0], image, mask, "synthetic", made)
 
 
-def _judge(painted: Painted, gates: Gates | None, origin: Origin,
+def _judge(painted: Painted, keep_in: np.ndarray, gates: Gates | None, origin: Origin,
            supply: Supply | None) -> tuple[np.ndarray, list[Verdict]]:
     unit = pixels_to_unit(painted.pixels, origin.labelled.info.intensity_range)
     labels = torch.from_numpy(painted.labels.astype(np.int64))
     verdicts = [Verdict({}, kept=True, reason="")] * len(labels)
     if gates is not None:
-        labels, verdicts = run_gates(unit, labels, gates)
+        fresh = ~kept_by(labels, json.loads(origin.settings))
+        # Outside the window of a pair at native size, pixels and labels are the source's: nothing there is judged.
+        outside = torch.from_numpy(keep_in & origin.labelled.is_native) & ~labels_to_keep(labels)
+        judged, verdicts = run_gates(unit, torch.where(outside, IGNORE, labels), gates, painted=fresh & ~outside)
+        labels = torch.where(outside, labels, judged)
     if supply is not None:  # the whole batch, rejected pairs too: its composition must not depend on the gates
         verdicts = [Verdict({**verdict.scores, **scores}, verdict.kept, verdict.reason)
                     for verdict, scores in zip(verdicts, score_supply(unit, labels, supply), strict=True)]
@@ -113,7 +135,7 @@ def draw_shard(  # noqa: PLR0913 - what a batch goes through, part by part
         sources = transform([f"{shard:05d}-{drawn + k:05d}" for k in range(plan.batch_size)])
         drawn += plan.batch_size
         painted = painter(sources)
-        labels, verdicts = _judge(painted, gates, origin, supply)
+        labels, verdicts = _judge(painted, sources.keep_in, gates, origin, supply)
         for pair in _pairs(sources, painted, labels, verdicts, origin):
             if len(kept) < wanted:
                 (kept if pair.made.verdict == "kept" else rejected).append(pair)
@@ -158,3 +180,26 @@ def write_shards(out: Path, plan: Plan, draw_one: Callable[[int], tuple[list[Pai
         # The ledger comes last: a shard that is noted is whole.
         write_json(ledger_path(out, shard), {"files": files, "n_kept": len(kept), "n_rejected": len(rejected)})
         log.info("shard %d of %d: %d kept, %d rejected", shard + 1, plan.n_shards, len(kept), len(rejected))
+
+
+def verify_shards(folder: str | Path) -> list[str]:
+    """Returns what is wrong with a drawn folder, one line each: changed files, changed kept pixels. Empty = nothing.
+
+    Raises:
+        UserError: if `folder` holds no drawn set.
+    """
+    out, faults = Path(folder), []
+    ledgers = sorted((out / "ledger").glob("*.json"))
+    if not ledgers:
+        raise UserError(str(out), rule="no ledger here, so this is no drawn set", repair="give the out= of synth draw")
+    for path in ledgers:
+        if not shard_is_whole(out, int(path.stem)):
+            faults.append(f"shard {path.stem}: a file is missing or its hash differs from the ledger")
+    try:
+        for pair in read_shards(out):
+            if pair.made and kept_hash(pair.image, pair.mask, pair.made.settings) != pair.made.kept_sha256:
+                what = KEEPS[mode_of(json.loads(pair.made.settings))]
+                faults.append(f"{pair.id}: a pixel of the {what} differs from the transformed source")
+    except UserError as error:  # a shard that is missing or does not open is a fault like any other
+        faults.append(str(error))
+    return faults

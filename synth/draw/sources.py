@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,7 @@ class Sources:
         keep_in: (B, S, S) bool, no foreground, yet shown through: the frame round the picture, and at native size all
             that lies outside the window.
         others: id and group of the pair that each layout takes foreground from, None without.
+        hosts: id and group of the image that each parent's foreground was put in; empty without.
     """
 
     keys: tuple[str, ...]
@@ -47,6 +49,7 @@ class Sources:
     layouts: tuple[str, ...]
     keep_in: np.ndarray
     others: tuple[tuple[str, str] | None, ...]
+    hosts: tuple[tuple[str, str], ...] = ()
 
 
 def rows_with_foreground(labelled: Arrays) -> list[int]:
@@ -83,7 +86,7 @@ class Window:
         return painted
 
     def _grown(self, side: slice, n: int) -> slice:
-        low, high = side.start - self.grow_px, side.stop + self.grow_px
+        low, high = max(0, side.start - self.grow_px), min(n, side.stop + self.grow_px)
         missing = max(0, self.least_px - (high - low))
         low, high = low - missing // 2, high + missing - missing // 2
         shift = max(0, -low) - max(0, high - n)
@@ -104,34 +107,56 @@ def _windowed(placed: Placed, edit: Layout, mask: np.ndarray, window: Window) ->
     return Placed(placed.pixels, np.where(strange, IGNORE, placed.labels).astype(np.uint8), placed.keep_in | outside)
 
 
+@dataclass(frozen=True)
+class Edited:
+    """A pair of the labelled set, edited: its row, the edit, what came of it, and id and group of a second parent."""
+
+    row: int
+    edit: Layout
+    placed: Placed
+    other: tuple[str, str] | None
+
+
+def draw_edited(rng: torch.Generator, labelled: Arrays, *, rows: Sequence[int], layout: LayoutSettings,
+                anatomy: Anatomy) -> Edited:
+    """Returns a random edit of a random pair among `rows`; at native size only pairs of one size are recombined."""
+    row = rows[choice(rng, len(rows))]
+    shape = labelled.shapes[row]
+    # An affine edit is made in shares of the sides: amid unequal sides a rotation would shear.
+    settings = layout if shape[0] == shape[1] else layout.model_copy(update={"rotate_deg": 0.0})
+    edit = draw_layout(rng, labelled, row, rows=[r for r in rows if labelled.shapes[r] == shape], anatomy=anatomy,
+                       settings=settings)
+    second = labelled.ids.index(edit.recombined.other) if edit.recombined else None
+    other = None if second is None else (labelled.images[second], labelled.masks[second])
+    placed = apply_layout(labelled.images[row], labelled.masks[row], edit, other=other)
+    return Edited(row, edit, placed, None if second is None else (labelled.ids[second], labelled.groups[second]))
+
+
 def transform_pairs(labelled: Arrays, keys: Sequence[str], *, rows: Sequence[int], seed: int,
                     layout: LayoutSettings, anatomy: Anatomy | None = None, window: Window | None = None) -> Sources:
     """Returns the transformed sources of candidates `keys`, their parents chosen among `rows`.
 
-    At native size, batches of one: every pair has its own size, and only pairs of one size are recombined.
+    At native size, batches of one: every pair has its own size.
 
     Args:
         anatomy: of `labelled`, where it has been learnt before. window: what is painted; None = everything.
     """
     anatomy = anatomy or learn_anatomy(labelled, layout)
-    chosen, seeds, placed, layouts, others = [], [], [], [], []
-    for name in keys:
-        rng = sample_rng(seed, "layout", name)
-        row = rows[choice(rng, len(rows))]
-        shape = labelled.shapes[row]
-        # An affine edit is made in shares of the sides: amid unequal sides a rotation would shear.
-        settings = layout if shape[0] == shape[1] else layout.model_copy(update={"rotate_deg": 0.0})
-        edit = draw_layout(rng, labelled, row, rows=[r for r in rows if labelled.shapes[r] == shape], anatomy=anatomy,
-                           settings=settings)
-        second = labelled.ids.index(edit.recombined.other) if edit.recombined else None
-        other = None if second is None else (labelled.images[second], labelled.masks[second])
-        mask = labelled.masks[row]
-        one = apply_layout(labelled.images[row], mask, edit, other=other)
-        placed.append(one if window is None else _windowed(one, edit, mask, window))
-        others.append(None if second is None else (labelled.ids[second], labelled.groups[second]))
-        chosen.append(row)
-        seeds.append(derive_seed(seed, "pair", name))
-        layouts.append(layout_to_json(edit))
-    return Sources(tuple(keys), tuple(chosen), tuple(seeds), np.stack([p.pixels for p in placed]),
-                   np.stack([p.labels for p in placed]), tuple(layouts), np.stack([p.keep_in for p in placed]),
-                   tuple(others))
+    all_edited = [draw_edited(sample_rng(seed, "layout", name), labelled, rows=rows, layout=layout, anatomy=anatomy)
+                  for name in keys]
+    placed = [e.placed if window is None else _windowed(e.placed, e.edit, labelled.masks[e.row], window)
+              for e in all_edited]
+    return Sources(tuple(keys), tuple(e.row for e in all_edited), tuple(derive_seed(seed, "pair", k) for k in keys),
+                   np.stack([p.pixels for p in placed]), np.stack([p.labels for p in placed]),
+                   tuple(_layout_text(e.edit, window) for e in all_edited), np.stack([p.keep_in for p in placed]),
+                   tuple(e.other for e in all_edited))
+
+
+def _layout_text(edit: Layout, window: Window | None) -> str:
+    text = layout_to_json(edit)
+    return text if window is None else note_in_layout(text, {"window": [window.grow_px, window.least_px]})
+
+
+def note_in_layout(text: str, words: Mapping[str, str | bool | list[int]]) -> str:
+    """Returns the JSON text of a layout with what else was done to its pair; `layout_from_json` passes over it."""
+    return json.dumps({**json.loads(text), **words}, sort_keys=True)

@@ -106,7 +106,7 @@ def taken_labels(mask: np.ndarray, component: int) -> np.ndarray:
     return np.where(chosen, mask, 0).astype(np.uint8)
 
 
-def _is_cut(thing: np.ndarray, frame: np.ndarray) -> bool:
+def is_cut(thing: np.ndarray, frame: np.ndarray) -> bool:
     """Returns whether `thing` (H, W) reaches the image border or the frame (H, W).
 
     Amid another image it would end in a straight edge, or bring some of the black frame with it.
@@ -133,7 +133,7 @@ def draw_recombination(rng: torch.Generator, labelled: Arrays, others: list[int]
             numbers = objects_of(mask)[1]
             component = numbers[choice(rng, len(numbers))]
         thing = taken_labels(mask, component)
-        if _is_cut(thing, keep_in_of(labelled.images[row], mask)):
+        if is_cut(thing, keep_in_of(labelled.images[row], mask)):
             continue
         spot = (uniform(rng, -1, 1), uniform(rng, -1, 1))
         params = shift_to(draw_affine(rng, settings), origin=_centre(thing > 0),

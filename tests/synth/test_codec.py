@@ -23,6 +23,7 @@ from synth.diffusion.codec import (
     latent_channels,
     latent_factor,
     latents_to_unit,
+    load_codec,
     unit_to_latents,
 )
 from synth.diffusion.settings import SamplerSettings
@@ -52,6 +53,36 @@ def test_pixels_come_back_bit_for_bit_and_keep_their_length(patch: int) -> None:
     assert torch.equal(latents.flatten(1).sort(1).values, images.flatten(1).sort(1).values), "a permutation"
 
 
+@pytest.mark.parametrize(("channels", "patch"), [(1, 1), (3, 2), (4, 4)])
+def test_pixel_space_loses_nothing_and_noise_stays_white(channels: int, patch: int) -> None:
+    codec = PixelCodec(in_channels=channels, sample_size=16, patch=patch, shift_factor=-0.2, scaling_factor=1.7)
+    images = torch.rand(2, channels, 16, 16, generator=sample_rng(0)) * 2 - 1
+    latents = unit_to_latents(codec, images)
+    assert latents.shape == (2, channels * patch**2, 16 // patch, 16 // patch)
+    assert torch.allclose(latents_to_unit(codec, latents), images, atol=1e-6)
+    noise = torch.randn(4096, channels, patch, patch, generator=sample_rng(1))
+    moved = codec(noise).flatten(1)
+    assert torch.allclose(moved.T @ moved / 4096, torch.eye(moved.shape[1]), atol=0.12)
+
+
+def test_a_saved_autoencoder_of_diffusers_is_taken_from_its_folder(tmp_path: Path) -> None:
+    codecs = {kind: own_autoencoder(kind) for kind in ("AutoencoderKL", "AutoencoderTiny", "PixelCodec")}
+    image = torch.rand(1, 1, 32, 32, generator=sample_rng(0)) * 2 - 1
+    for name, codec in codecs.items():
+        codec.save_pretrained(tmp_path / name)
+        loaded = load_codec(tmp_path / name, channels=1)
+        assert type(loaded) is type(codec)
+        assert torch.equal(unit_to_latents(loaded.eval(), image), unit_to_latents(codec.eval(), image))
+        assert latents_to_unit(loaded, unit_to_latents(loaded, image)).shape == image.shape
+        with pytest.raises(UserError, match="the images have 3"):
+            load_codec(tmp_path / name, channels=3)
+    with pytest.raises(UserError, match=r"no config\.json"):
+        load_codec(tmp_path, channels=1)
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(UserError, match="UNet2DModel is none of"):
+        load_codec(tmp_path, channels=1)
+
+
 @pytest.mark.parametrize("kind", ["PixelCodec", "AutoencoderKL", "AutoencoderTiny"])
 def test_a_fit_takes_an_autoencoder_of_ones_own_of_every_kind(kind: str, tmp_path: Path) -> None:
     mine = own_autoencoder(kind).eval()
@@ -61,8 +92,8 @@ def test_a_fit_takes_an_autoencoder_of_ones_own_of_every_kind(kind: str, tmp_pat
     assert made.unet.config.out_channels == latent_channels(mine) and latent_factor(mine) == 4
     assert all(torch.equal(a, b) for a, b in zip(made.vae.parameters(), mine.parameters(), strict=True))
     images = torch.from_numpy(np.stack([p.image for p in PAIRS]))[:, None] / 127.5 - 1
-    raw, logvar = encode_moments(made.vae, images)
-    latents = unit_to_latents(made.vae, images)
+    with torch.no_grad():
+        (raw, logvar), latents = encode_moments(made.vae, images), unit_to_latents(made.vae, images)
     variance = latents.var() + logvar.exp().mean() * (latents.var() / raw.var())
     assert float(latents.mean()) == pytest.approx(0, abs=1e-4), "shift and scale were measured, saved and loaded"
     assert float(variance) == pytest.approx(1, abs=1e-3)

@@ -1,25 +1,23 @@
-"""The pipeline: the generator's contract, masks on the latent grid, blending, strength, forms of output."""
+"""The pipeline: the generator's contract, what is kept, strength, samplers, modes, forms of output."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from contract_generator import GeneratorContract, request
-from diffusers import AutoencoderTiny, EDMDPMSolverMultistepScheduler
+from diffusers import EDMDPMSolverMultistepScheduler
 from PIL import Image
-from tiny import AUTOENCODER, tiny_pipeline
+from tiny import tiny_pipeline
 
 from synth.core.checks import UserError
-from synth.core.rng import sample_rng
+from synth.core.rng import randn_each, sample_rng
 from synth.core.space import labels_to_keep
-from synth.diffusion.autoencoder import build_autoencoder
-from synth.diffusion.codec import PixelCodec, latents_to_unit, load_codec, unit_to_latents
+from synth.diffusion.codec import latents_to_unit, unit_to_latents
+from synth.diffusion.denoiser import Told, guided
 from synth.diffusion.inpaint import InpaintPipeline
-from synth.diffusion.regions import blend_alpha, draw_margins, grow_cells, keep_to_latent
+from synth.diffusion.samplers import SAMPLERS
 from synth.diffusion.settings import SamplerSettings
-from synth.generator import kept_pixels
 
 
 class TestGreyInpaint(GeneratorContract):
@@ -57,60 +55,6 @@ class TestLatentInpaint(GeneratorContract):
         """Returns it."""
         return tiny_pipeline(kind="kl", seed=3, sampler=SamplerSettings(
             n_steps=4, margin_cells=(1, 1), texture="source"))
-
-
-def random_masks(n: int, side: int, *, share: float) -> torch.Tensor:
-    """Returns random keep masks (n, side, side) bool, single pixels included."""
-    return torch.rand(n, side, side, generator=torch.Generator().manual_seed(3)) < share
-
-
-@pytest.mark.parametrize("factor", [1, 2, 4, 8])
-@pytest.mark.parametrize("share", [0.002, 0.05, 0.5])
-def test_no_foreground_pixel_is_lost_on_the_latent_grid(factor: int, share: float) -> None:
-    keep = random_masks(20, 32, share=share)
-    for margin in (0, 1, 2):
-        latent = grow_cells(keep_to_latent(keep, factor=factor), [margin] * 20)
-        assert latent.shape == (20, 1, 32 // factor, 32 // factor) and latent.dtype == torch.bool
-        back = F.interpolate(latent.float(), scale_factor=factor, mode="nearest")[:, 0] > 0
-        assert (back | ~keep).all()
-
-
-def test_the_keep_mask_grows_by_whole_cells() -> None:
-    keep = torch.zeros(1, 32, 32, dtype=torch.bool)
-    keep[0, 13, 18] = True
-    for margin in (0, 1, 2):
-        latent = grow_cells(keep_to_latent(keep, factor=4), [margin])[0, 0]
-        rows, columns = latent.nonzero().unbind(1)
-        assert latent.sum() == (2 * margin + 1) ** 2
-        assert (rows.min(), rows.max()) == (3 - margin, 3 + margin)
-        assert (columns.min(), columns.max()) == (4 - margin, 4 + margin)
-
-
-@pytest.mark.parametrize("width", [1, 2, 3, 4, 8])
-def test_the_blend_is_one_on_the_foreground_and_zero_beyond_its_width(width: int) -> None:
-    keep = torch.zeros(1, 48, 48, dtype=torch.bool)
-    keep[0, 20:27, 18:30] = True
-    alpha = blend_alpha(keep, width_px=width)
-    assert alpha.shape == (1, 1, 48, 48) and alpha.min() >= 0 and alpha.max() == 1
-    assert (alpha[0, 0][keep[0]] == 1).all()
-    far = F.max_pool2d(keep[None].float(), 2 * width + 1, stride=1, padding=width)[0, 0] == 0
-    assert (alpha[0, 0][far] == 0).all()
-    across = alpha[0, 0, 23, 29:].diff()
-    assert (across <= 1e-6).all(), "falls off on the way out"
-    if width >= 4:
-        assert across.abs().max() < 0.75, "a step, not a transition"
-
-
-@pytest.mark.parametrize("width", [2, 3, 4, 6, 8, 16])
-def test_no_foreground_pixel_has_less_than_all_the_weight(width: int) -> None:
-    keep = F.max_pool2d(random_masks(20, 48, share=0.02)[:, None].float(), 7, stride=1, padding=3)[:, 0] > 0
-    alpha = blend_alpha(keep, width_px=width)[:, 0]
-    assert (alpha[keep] == 1).all() and alpha.max() == 1
-
-
-def test_an_empty_and_a_full_mask_blend_to_nothing_and_to_everything() -> None:
-    assert (blend_alpha(torch.zeros(1, 16, 16, dtype=torch.bool), width_px=4) == 0).all()
-    assert (blend_alpha(torch.ones(1, 16, 16, dtype=torch.bool), width_px=4) == 1).all()
 
 
 @pytest.fixture(scope="module")
@@ -237,53 +181,37 @@ def test_the_frame_is_kept_without_a_margin(pipeline: InpaintPipeline) -> None:
     assert (painted[2, :, :, 8:] - image[2, :, :, 8:]).abs().mean() > 0.05
 
 
-def test_margins_are_drawn_for_each_pair_within_their_bounds() -> None:
-    margins = draw_margins(range(300), (1, 3))
-    assert set(margins) == {1, 2, 3} and min(margins.count(k) for k in (1, 2, 3)) > 60
-    assert draw_margins(range(300), (1, 3)) == margins and set(draw_margins(range(9), (2, 2))) == {2}
+def test_with_nothing_kept_it_is_the_plain_sampler_bit_for_bit() -> None:
+    pipeline = tiny_pipeline(sampler=SamplerSettings(n_steps=4, eta=1.0))
+    image, _ = request(pipeline)
+    rngs, sigmas = [sample_rng(s, "paint") for s in (1, 2, 3)], pipeline.levels(4)
+    nothing = torch.zeros(3, 16, 8, 8)
+    told = Told.of(nothing, torch.zeros(3, 1, 8, 8, dtype=torch.bool), torch.zeros(3, 3, 8, 8))
+    with torch.no_grad():
+        latents = SAMPLERS["dpmpp_2m"](
+            lambda x, sigma: guided(pipeline.unet, told, x, sigma, guidance=1.0), sigmas[-1] * randn_each(
+                (16, 8, 8), rngs), sigmas, walk=pipeline.walk(4), rngs=rngs, eta=1.0)
+    painted = pipeline.paint(image, torch.zeros(3, 32, 32, dtype=torch.bool), seeds=[1, 2, 3])
+    assert torch.equal(painted, latents_to_unit(pipeline.vae, latents))
 
 
-def test_kept_pixels_by_job() -> None:
-    labels = torch.zeros(1, 9, 9, dtype=torch.long)
-    labels[0, 4, 4], labels[0, 0, 0] = 2, 255
-    assert kept_pixels(labels, mode="surroundings", ring_px=2).sum() == 1
-    assert kept_pixels(labels, mode="layout", ring_px=2).sum() == 0
-    around = kept_pixels(labels, mode="object", ring_px=2)
-    assert around.sum() == 81 - 25 and not around[0, 2:7, 2:7].any()
+def test_hardly_any_strength_is_hardly_any_change(pipeline: InpaintPipeline) -> None:
+    """One level of sigma 0.01 times the data's deviation: the source, but for noise as small as that."""
+    image, _ = request(pipeline)
+    painted = pipeline.paint(image, torch.zeros(3, 32, 32, dtype=torch.bool), seeds=[1, 2, 3], n_steps=20,
+                             strength=0.05)
+    assert 0 < float((painted - image).abs().max()) < 0.1
 
 
-@pytest.mark.parametrize(("channels", "patch"), [(1, 1), (3, 2), (4, 4)])
-def test_pixel_space_loses_nothing_and_noise_stays_white(channels: int, patch: int) -> None:
-    codec = PixelCodec(in_channels=channels, sample_size=16, patch=patch, shift_factor=-0.2, scaling_factor=1.7)
-    images = torch.rand(2, channels, 16, 16, generator=sample_rng(0)) * 2 - 1
-    latents = unit_to_latents(codec, images)
-    assert latents.shape == (2, channels * patch**2, 16 // patch, 16 // patch)
-    assert torch.allclose(latents_to_unit(codec, latents), images, atol=1e-6)
-    noise = torch.randn(4096, channels, patch, patch, generator=sample_rng(1))
-    moved = codec(noise).flatten(1)
-    assert torch.allclose(moved.T @ moved / 4096, torch.eye(moved.shape[1]), atol=0.12)
-
-
-def test_a_saved_autoencoder_of_diffusers_is_taken_from_its_folder(tmp_path: object) -> None:
-    kl = build_autoencoder(AUTOENCODER, channels=1, size=32)
-    kl.save_pretrained(tmp_path / "kl")
-    small = AutoencoderTiny(in_channels=1, out_channels=1, encoder_block_out_channels=(8, 8, 8),
-                            decoder_block_out_channels=(8, 8, 8), num_encoder_blocks=(1, 1, 1),
-                            num_decoder_blocks=(1, 1, 1))
-    small.save_pretrained(tmp_path / "tiny")
-    image = torch.rand(1, 1, 32, 32, generator=sample_rng(0)) * 2 - 1
-    for name, codec in (("kl", kl), ("tiny", small)):
-        loaded = load_codec(tmp_path / name, channels=1)
-        assert type(loaded) is type(codec)
-        assert torch.equal(unit_to_latents(loaded.eval(), image), unit_to_latents(codec.eval(), image))
-        assert latents_to_unit(loaded, unit_to_latents(loaded, image)).shape == image.shape
-        with pytest.raises(UserError, match="the images have 3"):
-            load_codec(tmp_path / name, channels=3)
-    with pytest.raises(UserError, match=r"no config\.json"):
-        load_codec(tmp_path, channels=1)
-    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
-    with pytest.raises(UserError, match="UNet2DModel is none of"):
-        load_codec(tmp_path, channels=1)
+def test_the_denoiser_is_told_of_the_frame(pipeline: InpaintPipeline) -> None:
+    image, _ = request(pipeline)
+    frame, nothing = torch.zeros(3, 32, 32, dtype=torch.bool), torch.zeros(3, 32, 32, dtype=torch.bool)
+    frame[:, :, :8] = True
+    other = torch.where(frame[:, None], -image, image)
+    a, b = (pipeline.paint(x, nothing, seeds=[1, 2, 3], keep_in=frame) for x in (image, other))
+    assert (a - b)[..., 16:].abs().mean() > 1e-4, "another frame, another picture in it"
+    inside = torch.where(frame[:, None], image, -image)
+    assert torch.equal(a[..., 16:], pipeline.paint(inside, nothing, seeds=[1, 2, 3], keep_in=frame)[..., 16:])
 
 
 def test_another_scheduler_may_be_swapped_in(pipeline: InpaintPipeline) -> None:

@@ -133,19 +133,26 @@ def test_both_halves_are_at_one_noise_level_before_every_evaluation(name: str, e
     assert torch.equal(out[keep], clean[keep])
 
 
-def ode_error(name: str, n: int) -> float:
-    """Returns how far `name` ends from the exact solution of the probability-flow ODE after n steps."""
+def ode_error(name: str, n: int, *, uneven: bool) -> float:
+    """Returns how far `name` ends from the exact solution of the probability-flow ODE after n steps.
+
+    Args:
+        uneven: whether every other step (in log sigma) is three times as long as the one before.
+    """
     mean, std, high, low = 0.7, 0.6, 10.0, 0.05
-    sigmas = torch.logspace(math.log10(low), math.log10(high), n + 1, dtype=torch.float64)
+    lengths = torch.tensor([1.0, 3.0 if uneven else 1.0], dtype=torch.float64).repeat(n // 2).cumsum(0)
+    share = torch.cat([torch.zeros(1, dtype=torch.float64), lengths / lengths[-1]])
+    sigmas = low * (high / low) ** share
     start = mean + high * noise(1, 1, 8, 8, seed=3)
     end = SAMPLERS[name](gaussian(mean=mean, std=std), start, sigmas, walk=plain_walk(n), rngs=rngs(1))
     exact = mean + (start - mean) * math.sqrt((std**2 + low**2) / (std**2 + high**2))
     return float((end - exact).abs().max())
 
 
+@pytest.mark.parametrize("uneven", [False, True])
 @pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
-def test_each_solver_converges_with_its_order(name: str, order: int) -> None:
-    errors = [ode_error(name, n) for n in (64, 128, 256)]
+def test_each_solver_converges_with_its_order(name: str, order: int, uneven: bool) -> None:  # noqa: FBT001
+    errors = [ode_error(name, n, uneven=uneven) for n in (64, 128, 256)]
     measured = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert all(abs(m - order) < 0.2 for m in measured), (measured, errors)
 
@@ -180,3 +187,26 @@ def test_after_a_jump_the_multistep_solver_remembers_nothing() -> None:
     assert torch.equal(whole, fresh)
     first_order = SAMPLERS["ddim"](exact, seen[2], SIGMAS, walk=walk[3:], rngs=rngs(1))
     assert not torch.allclose(whole, first_order), "the second move after the jump is of second order again"
+
+
+@ALL
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_known_region_has_new_noise_wherever_the_sampler_has(name: str, eta: float) -> None:
+    """Deterministic moves keep the noise of the known region; every move that draws noise, or goes up, draws anew."""
+    clean, exact, seen = noise(1, 1, 64, 64), gaussian(mean=0, std=1), []
+
+    def recording(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        seen.append((sigma, x.clone()))
+        return exact(x, sigma)
+
+    walk = [(8, 7), (7, 6), (6, 8), (8, 7)]
+    known = Known(clean, torch.ones(1, 1, 64, 64, dtype=torch.bool), rngs(1, "known"))
+    SAMPLERS[name](recording, noise(1, 1, 64, 64, seed=1), SIGMAS, walk=walk, rngs=rngs(1), eta=eta, known=known)
+    looks = seen[::2] if name == "heun" else seen  # the first of each move
+    first, second, third = (((x - clean) / sigma).flatten() for sigma, x in looks)
+
+    def alike(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+
+    assert alike(first, second) == pytest.approx(1, abs=1e-6) if eta == 0 else abs(alike(first, second)) < 0.08
+    assert abs(alike(second, third)) < 0.08 and abs(alike(first, third)) < 0.08

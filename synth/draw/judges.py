@@ -1,0 +1,86 @@
+"""What the command `draw` needs beside a generator: the judge, the referee, and checks of what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Protocol
+
+from pydantic import JsonValue
+
+from synth.core.checks import UserError
+from synth.core.pairs import PairSet
+from synth.core.shell import say
+from synth.draw.supply import Supply, check_judge, default_supply
+from synth.gates.gates import Predict
+
+if TYPE_CHECKING:
+    from synth.draw.run import DrawSettings
+
+
+class Segmenter(Protocol):
+    """A fitted segmenter as a trainer's loader returns it."""
+
+    size: int
+    predict: Predict
+
+
+def load_segmenter(folder: str, *, size: int, role: str) -> Segmenter:
+    """Returns the fitted segmenter. Trainers register their loader as an entry point: `synth` imports no trainer.
+
+    Raises:
+        UserError: if no trainer is installed, or the segmenter works at another size.
+    """
+    loaders = entry_points(group="pairsmith.judges")
+    if not loaders:
+        raise UserError(f"{role}={folder}", rule="no trainer is installed that could load it",
+                        repair=f"install the package with pip, or leave {role}= out")
+    found = next(iter(loaders)).load()(folder)
+    if found.size != size:
+        raise UserError(f"{role}={folder}", rule=f"it works at {found.size} px, the generator at {size} px",
+                        repair=f"train it with size={size}")
+    return found
+
+
+def load_judge(folder: str, *, size: int) -> Predict:
+    """Returns what the judge says of unit images (B, C, size, size): probabilities (B, K, size, size)."""
+    return load_segmenter(folder, size=size, role="judge").predict
+
+
+def load_supply(settings: DrawSettings, judge_dir: str | None, referee_dir: str | None, *, labelled: PairSet,
+                size: int) -> Supply | None:
+    """Returns the supply that the settings ask for, None if all that passes the gates is kept."""
+    if settings.supply.oversample == 1:
+        return None
+    folders = {"judge": judge_dir, "referee": referee_dir}
+    found = {role: load_segmenter(folder, size=size, role=role) for role, folder in folders.items() if folder}
+    designs = [getattr(getattr(one, "config", None), "model", None) for one in found.values()]
+    if len(designs) == 2 and designs[0] is not None and designs[0] == designs[1]:
+        say(f"warning: referee={referee_dir} has the architecture of judge={judge_dir}; they err alike, so that what "
+            "is hard seldom counts as consistent. Repair: fit the referee with another model.name or encoder")
+    predicts = {role: one.predict for role, one in found.items()}
+    return default_supply(predicts.get("judge"), predicts.get("referee"), labelled, size=size, settings=settings.supply)
+
+
+def check_supply(settings: DrawSettings, judge_dir: str | None, referee_dir: str | None) -> None:
+    """Returns nothing; raises UserError if judge and referee are not what the settings call for."""
+    check_judge(settings.supply, there=bool(judge_dir))
+    if referee_dir and settings.supply.oversample == 1:
+        raise UserError(f"referee={referee_dir}", rule="with supply.oversample=1 there is nothing to choose, so it "
+                        "would not be used", repair="add supply.oversample=4, or leave referee= out")
+
+
+def check_unpainted(settings: DrawSettings, changes: Mapping[str, JsonValue], *, hosts: str | None) -> None:
+    """Returns nothing; raises UserError if a run that paints nothing is told how to paint, or to choose.
+
+    Args:
+        changes: of the sampler. hosts: folder of images to paint objects into.
+    """
+    if settings.supply.oversample > 1:
+        raise UserError("--no-paint", rule="transformed sources are written as they come, none is chosen",
+                        repair="leave supply.oversample= out")
+    told = {"repaint_share=": settings.repaint_share > 0, "data.hosts=": bool(hosts), "preset= and sampler.": changes}
+    for name, there in told.items():
+        if there:
+            raise UserError("--no-paint", rule="nothing is painted, so nothing can be said of how",
+                            repair=f"leave {name} out")
