@@ -21,6 +21,7 @@ from synth.diffusion.settings import DataSettings
 from synth.draw import verify_shards
 from synth.fit import load_generator
 from synth.formats import load_images, load_pairs
+from synth.gates.probe import SeamProbe, fit_seam_probe
 from synth.gates.seam import Paint, SeamResult, placebo_test
 from synth.gates.seam_net import SeamSettings
 from synth.generator import Generator
@@ -72,17 +73,38 @@ def audit_seam(generator: Generator, labelled: PairSet, unlabelled: ImageSet | N
     Raises:
         UserError: if the generator keeps no pixels or does not fit the images, n is below 2, or as `placebo_test`.
     """
-    paint, settings = generator_paint(generator), settings or SeamSettings()
+    settings = settings or SeamSettings()
+    images, labels, groups = _drawn_images(generator, labelled, unlabelled, n=n, seed=settings.seed)
+    return placebo_test(generator_paint(generator), images, labels, settings=settings, groups=groups,
+                        info=labelled.info, out=out, shown=generator.transformed)
+
+
+def fit_probe(generator: Generator, labelled: PairSet, unlabelled: ImageSet | None = None, *, n: int = 200,
+              settings: SeamSettings | None = None, out: str | Path) -> SeamProbe:
+    """Returns the seam gate of `generator`, fitted on placebos in n real images and saved in `out`.
+
+    Raises:
+        UserError: as `audit_seam`.
+    """
+    settings = settings or SeamSettings()
+    images, labels, groups = _drawn_images(generator, labelled, unlabelled, n=n, seed=settings.seed)
+    return fit_seam_probe(generator_paint(generator), images, labels, settings=settings, groups=groups,
+                          info=labelled.info, out=out, shown=generator.transformed)
+
+
+def _drawn_images(generator: Generator, labelled: PairSet, unlabelled: ImageSet | None, *, n: int,
+                  seed: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Returns n unit images (n, C, S, S) in random order, their labels (n, S, S) and groups."""
+    generator_paint(generator)  # refuses one that keeps no pixels before anything is read
     if n < 2:
         raise UserError(f"n={n}", rule="some images train the test and others are held out", repair="write n=200")
     sets = [_arrays(generator, s) for s in (labelled, unlabelled) if s is not None]
     pixels, labels = np.concatenate([s.images for s in sets]), np.concatenate([_labels(s) for s in sets])
     groups = [g for s in sets for g in s.groups]
-    order = torch.randperm(len(pixels), generator=sample_rng(settings.seed, "audit")).tolist()
+    order = torch.randperm(len(pixels), generator=sample_rng(seed, "audit")).tolist()
     rows = [order[k % len(order)] for k in range(n)]
-    return placebo_test(paint, pixels_to_unit(pixels[rows], labelled.info.intensity_range),
-                        torch.from_numpy(labels[rows]), settings=settings, groups=[groups[i] for i in rows],
-                        info=labelled.info, out=out, shown=generator.transformed)
+    return (pixels_to_unit(pixels[rows], labelled.info.intensity_range), torch.from_numpy(labels[rows]),
+            [groups[i] for i in rows])
 
 
 def seam_lines(result: SeamResult) -> list[str]:
@@ -107,9 +129,10 @@ def run_seam(folder: Path, data: DataSettings, overrides: Sequence[str], *, json
     """
     n, rest = take_number(overrides, "n", 200)
     out, rest = take(rest, "out")
+    probe, rest = take(rest, "probe")
     settings = load_config(SeamSettings, None, rest)
     if dry_run:
-        say(f"generator: {folder}\nn: {n}\nout: {out}\ndata:\n" + indent(to_yaml(data), "  ")
+        say(f"generator: {folder}\nn: {n}\nout: {out}\nprobe: {probe}\ndata:\n" + indent(to_yaml(data), "  ")
             + to_yaml(settings).rstrip())
         return
     where = required(data.labelled, "data.labelled", "data/labelled")
@@ -120,6 +143,9 @@ def run_seam(folder: Path, data: DataSettings, overrides: Sequence[str], *, json
     result = audit_seam(generator, labelled, unlabelled, n=n, settings=settings, out=out)
     for line in seam_lines(result):
         say(line)
+    if probe:
+        gate = fit_probe(generator, labelled, unlabelled, n=n, settings=settings, out=probe)
+        say(f"{probe}: seam gate with threshold {gate.threshold:.3f}; synth draw takes it as seam={probe}")
     if json_file is not None and is_main():
         write_json(json_file, {"seam": asdict(result), "generator": generator.content_hash(), "n": n,
                                "settings": settings.model_dump(mode="json"), "data": data.model_dump(mode="json")})

@@ -24,8 +24,9 @@ configs:
 - Parent groups: {groups}
 - Sampler: `{settings}`
 
-The foreground of every image is a verbatim, transformed crop of a real patient's image: this set is not anonymous,
-and must be handled like the images it came from. `synth export --without-group NAME` removes every child of a group.
+Every image shows a verbatim, transformed part of a real patient's image (its foreground, or, where objects were
+repainted or inserted, its surroundings), or was drawn by a network that saw such images: this set is not anonymous, and
+must be handled like the images it came from. `synth export --without-group NAME` removes every child of a group.
 """
 
 

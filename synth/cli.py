@@ -102,11 +102,13 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     preset, rest = take(rest, "preset")
     sampler, rest = _take_group(rest, "sampler")
     hosts_dir, rest = take(rest, "data.hosts")
+    seam_dir, rest = take(rest, "seam")
     data, rest = _take_data(rest)
     settings, changes = _settings(config, rest), sampler_changes(preset, sampler)
     if dry_run:
         typer.echo(f"generator: {generator_dir}\njudge: {judge_dir}\nreferee: {referee_dir}\nn: {n}\nseed: {seed}\n"
-                   f"size: {size}\nout: {out}\npreset: {preset}\nsampler: {json.dumps(changes)}\ndata:\n"
+                   f"size: {size}\nout: {out}\nseam: {seam_dir}\npreset: {preset}\n"
+                   f"sampler: {json.dumps(changes)}\ndata:\n"
                    + indent(f"hosts: {hosts_dir}\n" + to_yaml(data), "  ") + to_yaml(settings), nl=False)
         return
     from synth.draw import draw as run_draw
@@ -114,6 +116,7 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     from synth.draw.modes import with_changes
     from synth.fit import load_generator
     from synth.gates import default_gates
+    from synth.gates.probe import SeamProbe
 
     out = required(out, "out", "data/made")
     if no_paint:
@@ -126,7 +129,8 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     if generator is not None:
         judge = load_judge(judge_dir, size=generator.size) if judge_dir else None
         training = _join(labelled, _load_images(data.unlabelled, labelled))
-        gates = default_gates(judge, labelled, training=training, size=generator.size)
+        gates = default_gates(judge, labelled, training=training, size=generator.size,
+                              seam=SeamProbe.load(seam_dir) if seam_dir else None)
         supply = load_supply(settings, judge_dir, referee_dir, labelled=labelled, size=generator.size)
     made = run_draw(generator, labelled, n=n, seed=seed, gates=gates, out=out, config=settings, size=size,
                     supply=supply, hosts=_load_images(hosts_dir, labelled))

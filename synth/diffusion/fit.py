@@ -148,13 +148,17 @@ def _resolve(settings: InpaintSettings, labelled: PairSet) -> InpaintSettings:
     return settings.model_copy(update={"autoencoder": ae.model_copy(update={"kind": kind})})
 
 
-def _check_settings(settings: InpaintSettings, *, n_ranks: int) -> None:
-    ae, dn = settings.autoencoder, settings.denoiser
-    factor = ae.patch if ae.kind == "pixels" else 2 ** (len(ae.widths) - 1)
-    side = factor * 2 ** (len(dn.widths) - 1)
-    if settings.size % side and not ae.pretrained:
+def _check_size(settings: InpaintSettings, *, factor: int) -> None:
+    side = factor * 2 ** (len(settings.denoiser.widths) - 1)
+    if settings.size % side:
         raise UserError(f"size={settings.size}", rule=f"the size must be a multiple of {side} for these widths",
                         repair="choose such a size")
+
+
+def _check_settings(settings: InpaintSettings, *, n_ranks: int) -> None:
+    ae, dn = settings.autoencoder, settings.denoiser
+    if not ae.pretrained:
+        _check_size(settings, factor=ae.patch if ae.kind == "pixels" else 2 ** (len(ae.widths) - 1))
     if len(dn.attention) != len(dn.widths):
         raise UserError(f"denoiser.attention={list(dn.attention)}", rule="it has one entry for each of "
                         f"denoiser.widths={list(dn.widths)}", repair="write as many of both")
@@ -184,6 +188,9 @@ def fit_inpaint(
     """
     settings = _resolve(settings, labelled)
     _check_settings(settings, n_ranks=PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes)
+    own = settings.autoencoder.pretrained
+    if own and not (out / "model_index.json").exists():  # a finished generator needs it no more
+        _check_size(settings, factor=latent_factor(load_codec(own, channels=labelled.info.channels)))
     if settings.scale == "native":
         views = training_crops(labelled, unlabelled, settings)
     else:

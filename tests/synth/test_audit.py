@@ -14,6 +14,7 @@ from synth.audit import audit_seam, generator_paint
 from synth.cli import app
 from synth.core.checks import UserError
 from synth.core.shell import run
+from synth.gates.probe import SeamProbe
 from synth.gates.seam_net import SeamSettings
 
 
@@ -45,6 +46,22 @@ def test_the_command_prints_and_writes_what_it_found(home: Path, tmp_path: Path,
     written = json.loads((tmp_path / "seam.json").read_text())
     assert written["seam"]["auc"] > 0.8 and written["settings"]["steps"] == 30 and len(written["generator"]) == 16
     assert (tmp_path / "runs" / "fold-1" / "done.json").exists()
+
+
+def test_the_probe_becomes_a_gate_of_a_draw(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    probe = tmp_path / "probe"
+    assert synth_cli("audit", "--seam", home / "painter", f"data.labelled={home}/labelled", "steps=10", "batch_size=8",
+                     "n=20", f"probe={probe}") == 0
+    assert f"takes it as seam={probe}" in capsys.readouterr().out
+    draw = ("draw", "configs/draw.yaml", f"generator={home}/painter", f"data.labelled={home}/labelled", "n=3",
+            "batch_size=4")
+    assert synth_cli(*draw, f"seam={probe}", f"out={tmp_path}/gated") == 0
+    assert synth_cli(*draw, f"out={tmp_path}/free") == 0
+    scored = {name: [item.made.scores for item in synth.load_pairs(tmp_path / name).items]
+              for name in ("gated", "free")}
+    threshold = SeamProbe.load(probe).threshold
+    assert all(scores["seam"] <= threshold for scores in scored["gated"])
+    assert not any("seam" in scores for scores in scored["free"])
 
 
 def test_a_dry_run_prints_every_setting(home: Path, capsys: pytest.CaptureFixture) -> None:

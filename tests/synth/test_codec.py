@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,11 +109,22 @@ def test_a_fit_takes_an_autoencoder_of_ones_own_of_every_kind(kind: str, tmp_pat
 def test_an_autoencoder_that_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
     own_autoencoder("AutoencoderTiny").save_pretrained(tmp_path / "grey")
     colour = make_phantom(6, size=32, channels=3)
-    for name, pairs, message in (("grey", colour, "reads 1 channel.*the images have 3"),
-                                 ("nowhere", PAIRS, r"no config\.json")):
+    for name, pairs, size, message in (("grey", colour, 32, "reads 1 channel.*the images have 3"),
+                                       ("grey", PAIRS, 36, "size=36.*multiple of 8"),
+                                       ("nowhere", PAIRS, 32, r"no config\.json")):
         with pytest.raises(UserError, match=message):
-            synth.fit(FIT, pairs, out=tmp_path / "run" / name, overrides=[f"autoencoder.pretrained={tmp_path / name}"])
-    assert not list((tmp_path / "run").rglob("denoiser"))
+            synth.fit(FIT, pairs, out=tmp_path / "run",
+                      overrides=[f"size={size}", f"autoencoder.pretrained={tmp_path / name}"])
+    assert not (tmp_path / "run").exists(), "refused before anything is written"
+
+
+def test_a_finished_generator_needs_the_autoencoder_it_began_with_no_more(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    own_autoencoder("PixelCodec").save_pretrained(folder)
+    asked = {"out": tmp_path / "run", "overrides": [f"autoencoder.pretrained={folder}"]}
+    content = synth.fit(FIT, PAIRS, **asked).content_hash()
+    shutil.rmtree(folder)
+    assert synth.fit(FIT, PAIRS, **asked).content_hash() == content
 
 
 @pytest.mark.parametrize("kind", ["pixels", "kl"])
