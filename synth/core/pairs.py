@@ -55,7 +55,8 @@ class Provenance:
     Attributes:
         parents: ids of the real pairs it shows; parent_groups: their groups.
         generator: content hash; layout, settings: JSON text of the edits and of the sampler.
-        kept_sha256: hash of the pixels under the foreground of the transformed source.
+        kept_sha256: hash of the pixels kept from the transformed source: those under the foreground, or, where objects
+            were painted anew, those around them.
         scores, verdict, reason: of the gates; the verdict is "kept" or "rejected".
     """
 

@@ -15,14 +15,14 @@ from PIL import Image
 from synth.core.checks import UserError
 from synth.core.files import hash_json, sha256
 from synth.core.rng import randn_each, sample_rng
-from synth.core.space import from_channels, labels_to_keep, unit_to_pixels
+from synth.core.space import from_channels, unit_to_pixels
 from synth.diffusion.codec import Codec, PixelCodec, latent_factor, latents_to_unit, unit_to_latents
 from synth.diffusion.denoiser import Told, labels_to_coverage
 from synth.diffusion.regions import blend_alpha, draw_margins, grow_cells, keep_to_latent
 from synth.diffusion.samplers import SAMPLERS, Known, Walk, n_evaluations, resampling_walk
 from synth.diffusion.settings import PRESETS, SamplerSettings, Scale
 from synth.diffusion.tiles import Canvas, check_canvas, counted, pad_to_multiple, paint_apart, tiled
-from synth.generator import Generator, kept_pixels
+from synth.generator import Generator
 
 
 @dataclass
@@ -161,11 +161,6 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         n = n_evaluations(self.walk(n_steps or self.config.n_steps), sampler=self.config.sampler)
         return n * (1 if self.config.guidance == 1 else 2)
 
-    def kept(self, mask: torch.Tensor, keep_in: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns which pixels a drawn pair takes from its source, (B, H, W) bool, for labels `mask` (B, H, W)."""
-        keep = kept_pixels(mask, mode=self.config.mode, ring_px=self.ring_px)
-        return keep if keep_in is None else keep | (keep_in & ~labels_to_keep(mask))
-
     def _coverage(self, labels: torch.Tensor | None, shape: torch.Size) -> torch.Tensor:
         n, factor = self.config.n_classes, self.factor
         if labels is None or not self.config.tells_labels:
@@ -241,7 +236,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
             keep_in: (B, H, W) bool, further pixels that show through.
         """
         check_canvas(self, image, mask, seeds=seeds)
-        keep = kept_pixels(mask, mode=self.config.mode, ring_px=self.ring_px)
+        keep = self.kept(mask)
         return self.paint(image, keep, seeds=seeds, labels=mask, keep_in=keep_in).cpu()
 
     def transformed(self, image: torch.Tensor) -> torch.Tensor:
@@ -282,7 +277,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
                 if callback_on_step_end is not None:
                     callback_on_step_end(done, total)
 
-            keep = kept_pixels(mask, mode=self.config.mode, ring_px=self.ring_px)
+            keep = self.kept(mask)
             unit = self.paint(image, keep, seeds=_seeds(len(image), seeds, generator), labels=mask,
                               n_steps=num_inference_steps, strength=strength, callback=tick).cpu()
         if output_type == "pt":
