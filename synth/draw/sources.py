@@ -122,10 +122,8 @@ def draw_edited(rng: torch.Generator, labelled: Arrays, *, rows: Sequence[int], 
     """Returns a random edit of a random pair among `rows`; at native size only pairs of one size are recombined."""
     row = rows[choice(rng, len(rows))]
     shape = labelled.shapes[row]
-    # An affine edit is made in shares of the sides: amid unequal sides a rotation would shear.
-    settings = layout if shape[0] == shape[1] else layout.model_copy(update={"rotate_deg": 0.0})
     edit = draw_layout(rng, labelled, row, rows=[r for r in rows if labelled.shapes[r] == shape], anatomy=anatomy,
-                       settings=settings)
+                       settings=layout)
     second = labelled.ids.index(edit.recombined.other) if edit.recombined else None
     other = None if second is None else (labelled.images[second], labelled.masks[second])
     placed = apply_layout(labelled.images[row], labelled.masks[row], edit, other=other)

@@ -137,7 +137,7 @@ def draw_recombination(rng: torch.Generator, labelled: Arrays, others: list[int]
             continue
         spot = (uniform(rng, -1, 1), uniform(rng, -1, 1))
         params = shift_to(draw_affine(rng, settings), origin=_centre(thing > 0),
-                          target=spot if mode == "add" else _centre(own))
+                          target=spot if mode == "add" else _centre(own), shape=mask.shape)
         moved, area = apply_mask(thing, params), int((thing > 0).sum())
         taken = own if mode == "add" else np.zeros_like(own)
         if (stays_inside(moved, params, area=area, min_foreground=settings.min_foreground)

@@ -74,7 +74,9 @@ def sampling_grid(params: Affine, shape: tuple[int, int]) -> torch.Tensor:
     cos, sin = math.cos(angle) * s, math.sin(angle) * s
     mx, my = _signs(params)
     x, y = -2 * params.shift_x, -2 * params.shift_y
-    rows = [[mx * cos, mx * sin, mx * (cos * x + sin * y)], [-my * sin, my * cos, my * (-sin * x + cos * y)]]
+    tall = shape[0] / shape[1]  # the grid counts in half sides, and a rotation in pixels
+    rows = [[mx * cos, mx * sin * tall, mx * (cos * x + sin * tall * y)],
+            [-my * sin / tall, my * cos, my * (-sin / tall * x + cos * y)]]
     grid = F.affine_grid(torch.tensor([rows], dtype=torch.float64), [1, 1, *shape], align_corners=False)
     if params.elastic:
         nodes = torch.tensor(params.elastic, dtype=torch.float64).view(1, 2, NODES, NODES)
@@ -82,12 +84,18 @@ def sampling_grid(params: Affine, shape: tuple[int, int]) -> torch.Tensor:
     return grid
 
 
-def shift_to(params: Affine, *, origin: tuple[float, float], target: tuple[float, float]) -> Affine:
-    """Returns `params` with the shift that brings `origin` to `target`, both (x, y) with the border at -1 and 1."""
+def shift_to(params: Affine, *, origin: tuple[float, float], target: tuple[float, float],
+             shape: tuple[int, int]) -> Affine:
+    """Returns `params` with the shift that brings `origin` to `target`, both (x, y) with the border at -1 and 1.
+
+    Args:
+        shape: (H, W) of the image.
+    """
     angle, (mx, my) = math.radians(params.rotate_deg), _signs(params)
     cos, sin = math.cos(angle) * params.scale, math.sin(angle) * params.scale
-    x, y = mx * origin[0], my * origin[1]
-    return replace(params, shift_x=(target[0] - (cos * x - sin * y)) / 2, shift_y=(target[1] - (sin * x + cos * y)) / 2)
+    x, y, tall = mx * origin[0], my * origin[1], shape[0] / shape[1]
+    return replace(params, shift_x=(target[0] - (cos * x - sin * tall * y)) / 2,
+                   shift_y=(target[1] - (sin / tall * x + cos * y)) / 2)
 
 
 def apply_image(image: np.ndarray, params: Affine, *, extended: np.ndarray | None = None) -> np.ndarray:

@@ -205,3 +205,17 @@ def test_settings_without_any_edit_copy_the_pair_bit_for_bit() -> None:
     layout = Layout(draw_fitting(sample_rng(0), MASK, still))
     placed = apply_layout(IMAGE, MASK, layout)
     assert layout.affine == IDENTITY and np.array_equal(placed.pixels, IMAGE) and np.array_equal(placed.labels, MASK)
+
+
+@pytest.mark.parametrize("shape", [(100, 300), (240, 80), (120, 120)])
+def test_a_rotation_is_one_of_pixels_whatever_the_sides(shape: tuple[int, int]) -> None:
+    """A disc stays a disc, and a bar along one axis becomes one of the same length along the other."""
+    h, w = shape
+    y, x = np.mgrid[:h, :w]
+    disc = (((y - h / 2 + 0.5) ** 2 + (x - w / 2 + 0.5) ** 2) <= 25**2).astype(np.uint8)
+    turned = apply_mask(disc, dataclasses.replace(IDENTITY, rotate_deg=37.0))
+    assert (turned != disc).mean() < 0.01
+    bar = ((abs(x - w / 2 + 0.5) < 30) & (abs(y - h / 2 + 0.5) < 6)).astype(np.uint8)
+    upright = apply_mask(bar, dataclasses.replace(IDENTITY, rotate_deg=90.0))
+    rows, columns = upright.nonzero()
+    assert np.ptp(rows) + 1 == pytest.approx(60, abs=1) and np.ptp(columns) + 1 == pytest.approx(12, abs=1)
