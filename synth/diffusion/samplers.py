@@ -147,6 +147,15 @@ def _churn(eta: float, n_steps: int) -> float:
     return min(40 * eta / n_steps, 2**0.5 - 1)
 
 
+def _churned(x: torch.Tensor, sigma: float, *, gamma: float, rngs: Sequence[torch.Generator]
+             ) -> tuple[torch.Tensor, float]:
+    """Returns latents (B, c, h, w) of level sigma with fresh noise up to sigma (1 + gamma), and that level."""
+    if gamma == 0:
+        return x, sigma
+    high = sigma * (1 + gamma)
+    return x + (high**2 - sigma**2) ** 0.5 * randn_each(x.shape[1:], rngs, x.device), high
+
+
 def sample_euler(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tensor, *, walk: Walk,  # noqa: PLR0913
                  rngs: Sequence[torch.Generator], known: Known | None = None, eta: float = 0.0) -> torch.Tensor:
     """Returns clean latents (B, c, h, w), by Euler steps with churn: first order. Arguments as `sample_ddim`.
@@ -157,9 +166,7 @@ def sample_euler(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tensor, 
     gamma = _churn(eta, len(sigmas) - 1)
 
     def _step(x: torch.Tensor, here: float, there: float, _last: object) -> tuple[torch.Tensor, torch.Tensor]:
-        high = here * (1 + gamma)
-        if gamma > 0:
-            x = x + (high**2 - here**2) ** 0.5 * randn_each(x.shape[1:], rngs, x.device)
+        x, high = _churned(x, here, gamma=gamma, rngs=rngs)
         clean = denoise(x, high)
         return x + (there - high) * (x - clean) / high, clean
 
@@ -176,9 +183,7 @@ def sample_heun(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tensor, *
     gamma = _churn(eta, len(sigmas) - 1)
 
     def _step(x: torch.Tensor, here: float, there: float, _last: object) -> tuple[torch.Tensor, torch.Tensor]:
-        high = here * (1 + gamma)
-        if gamma > 0:
-            x = x + (high**2 - here**2) ** 0.5 * randn_each(x.shape[1:], rngs, x.device)
+        x, high = _churned(x, here, gamma=gamma, rngs=rngs)
         clean = denoise(x, high)
         slope = (x - clean) / high
         ahead = x + (there - high) * slope
