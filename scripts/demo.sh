@@ -29,6 +29,6 @@ else
   out="${out:-runs/own}"
   echo "[demo] 1/2 your own folders: ${data[*]}"
 fi
-echo "[demo] 2/2 fit, draw, train, compare; about 12 minutes on two free CPU cores for the embedded data"
+echo "[demo] 2/2 fit, draw, train, compare; about a quarter of an hour on two free CPU cores for the embedded data"
 .venv/bin/segtrain compare configs/tiny/demo.yaml "${data[@]}" out="$out" "${settings[@]}"
 echo "[demo] open $out/report.html in a browser; the numbers are in $out/report.json"
