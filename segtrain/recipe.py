@@ -11,7 +11,7 @@ import torch
 from segtrain.losses import LOSSES, supervised
 from segtrain.method import Method, View, member
 from segtrain.models import build_model, check_size
-from segtrain.settings import OptimSettings, SegmentSettings
+from segtrain.settings import SegmentSettings
 from segtrain.targets import TARGETS, Target, soft
 from segtrain.topology import TOPOLOGIES
 from segtrain.views import PERTURBATIONS, ChainWarp, augment_pairs, weak
@@ -55,11 +55,16 @@ class _Slots:
         return Shown(images, ChainWarp(tuple(warps)).apply(target))
 
 
-def _optimizer(net: torch.nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    if settings.name == "sgd":
-        return torch.optim.SGD(net.parameters(), lr=settings.lr, momentum=settings.momentum,
-                               weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+def _optimizer(net: torch.nn.Module, settings: SegmentSettings) -> torch.optim.Optimizer:
+    optim = settings.optim
+    groups: list[dict] = [{"params": list(net.parameters())}]
+    if settings.model.weights:
+        given = {id(p) for p in net.encoder.parameters()}
+        groups = [{"params": [p for p in net.parameters() if id(p) not in given]},
+                  {"params": list(net.encoder.parameters()), "lr": optim.lr * optim.encoder_lr}]
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+    return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
 
 
 class SegmentRecipe(Recipe):
@@ -77,7 +82,7 @@ class SegmentRecipe(Recipe):
         self.topology = member(TOPOLOGIES, method.topology, "topology")(net)
         self.topology.predictor(method.predictor)
         self.nets, self.averages = self.topology.nets, self.topology.averages
-        self.optimizers = {"student": _optimizer(net, settings.optim)}
+        self.optimizers = {"student": _optimizer(net, settings)}
         self.views = [_Slots(view) for view in method.views]
         self.n_inert = 0
         for view in self.views:  # a threshold that these classes cannot miss is found here, not at step 1

@@ -81,21 +81,32 @@ class ModelSettings(Settings):
     """Which network.
 
     Attributes:
-        name: "unet" (segmentation_models_pytorch) or "tiny" (for CPUs and small images).
-        encoder: of "unet", without pretrained weights; "tiny" has its own.
-        channels: widths from fine to coarse; three or more for "tiny", five (the decoder's) for "unet".
+        name: "unet" (segmentation_models_pytorch); "tiny" (a small U-Net for CPUs and small images) or "lite" (the same
+            decoder on EfficientNet-Lite0's first stages).
+        encoder: of "unet"; the other two have their own.
+        weights: of the encoder at the start: "" = untrained; "imagenet" = those that the package behind
+            pairsmith[features] ships, for "lite" alone. Nothing is ever downloaded.
+        channels: widths from fine to coarse; two or more for "tiny", two to four for "lite", five (the decoder's) for
+            "unet".
     """
 
-    name: Literal["unet", "tiny"] = "unet"
+    name: Literal["unet", "tiny", "lite"] = "unet"
     encoder: str = "resnet18"
+    weights: Literal["", "imagenet"] = ""
     channels: tuple[int, ...] = (16, 32, 64, 128, 256)
 
 
 class OptimSettings(Settings):
-    """How the weights move; the learning rate falls by the poly rule, (1 - progress)^0.9."""
+    """How the weights move; the learning rate falls by the poly rule, (1 - progress)^0.9.
+
+    Attributes:
+        encoder_lr: learning rate of an encoder that starts from given weights, share of `lr`; one that does not has
+            `lr`.
+    """
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0)
+    encoder_lr: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(1e-2, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
 

