@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 import torch
 
+from segtrain.inputs import make_inputs
 from segtrain.settings import SegmentSettings
 from synth.core.checks import IGNORE, UserError
 from synth.core.loop import Batch
@@ -65,11 +66,12 @@ class Streams:
     synthetic: Arrays | None
     unlabelled: Arrays | None
     settings: SegmentSettings
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def read(cls, settings: SegmentSettings, labelled: PairSet, *, synthetic: PairSet | None = None,
-             unlabelled: ImageSet | None = None) -> Streams:
-        """Returns the streams of three sets at the working resolution.
+             unlabelled: ImageSet | None = None, inputs: Sequence[str] = ()) -> Streams:
+        """Returns the streams of three sets at the working resolution; `inputs` names forms of the unlabelled images.
 
         Raises:
             UserError: if they do not go together, a mask is missing, or no labelled pair shows any foreground.
@@ -87,7 +89,7 @@ class Streams:
             raise UserError(labelled.where, rule=f"no labelled pair shows any foreground at {settings.size} px",
                             repair="check the masks and mask_map, or raise size")
         pile = None if unlabelled is None else unlabelled.arrays(settings.size).without_masks()
-        return cls(arrays, made, pile, settings)
+        return cls(arrays, made, pile, settings, make_inputs(pile, inputs))
 
     def fingerprints(self) -> dict[str, str]:
         """Returns what identifies each set's content; "" where there is none."""
@@ -97,8 +99,7 @@ class Streams:
     def batches(self, step: int, rank: int, n_ranks: int) -> Batch:
         """Returns this rank's part of batch `step`: a pure function, so a restart needs no state.
 
-        Keys: images, unit (B, C, S, S); labels (B, S, S); synthetic (B,) bool; seeds (B,), of each row's augmentation;
-        and with unlabelled images: unlabelled, unit (U, C, S, S); unlabelled_seeds (U,). The global batch is drawn
+    XX The global batch is drawn
         first and dealt out by rank, so that the images seen do not depend on the number of processes.
 
         Raises:
@@ -113,8 +114,12 @@ class Streams:
         if self.unlabelled is not None:
             check_ranks(n_unlabelled, n_ranks, "unlabelled_batch_size")
             draws = range(step * n_unlabelled, (step + 1) * n_unlabelled)[rank::n_ranks]
-            batch["unlabelled"] = self._images(self.unlabelled, self._indices("unlabelled", draws, self.unlabelled))
+            rows = self._indices("unlabelled", draws, self.unlabelled)
+            batch["unlabelled"] = self._images(self.unlabelled, rows)
             batch["unlabelled_seeds"] = self._seeds("unlabelled", draws)
+            batch["unlabelled_rows"] = torch.tensor(rows)
+            for name, images in self.inputs.items():
+                batch[f"input_{name}"] = pixels_to_unit(images[rows], self.unlabelled.info.intensity_range)
         return batch
 
     def _n_synthetic(self, step: int) -> int:
@@ -122,15 +127,16 @@ class Streams:
         return int(step * self.settings.batch_size * self.settings.synthetic_share + 1e-9) if self.synthetic else 0
 
     def _supervised(self, rows: list[tuple[Arrays, bool, int]]) -> Batch:
-        images, labels, seeds = [], [], []
+        images, labels, seeds, found = [], [], [], []
         for part, made, draw in rows:
             name = "synthetic" if made else "labelled"
             index = self._indices(name, [draw], part)
             images.append(self._images(part, index))
             labels.append(torch.from_numpy(part.masks[index].astype(np.int64)))
             seeds.append(self._seeds(name, [draw]))
+            found.append(index[0] + (len(self.labelled) if made else 0))
         return {"images": torch.cat(images), "labels": torch.cat(labels), "seeds": torch.cat(seeds),
-                "synthetic": torch.tensor([made for _, made, _ in rows])}
+                "synthetic": torch.tensor([made for _, made, _ in rows]), "rows": torch.tensor(found)}
 
     def _indices(self, stream: str, draws: Collection[int], part: Arrays) -> list[int]:
         seed, n = self.settings.loop.seed, len(part)

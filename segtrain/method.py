@@ -10,10 +10,13 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, model_serializer
 
-from segtrain.losses import LOSSES
-from segtrain.targets import TARGETS
+from segtrain.heads import HEADS
+from segtrain.labels import LABELS
+from segtrain.losses import LOSSES, SUPERVISED
+from segtrain.regularisers import REGULARISERS
+from segtrain.targets import SOURCES, TARGETS
 from segtrain.topology import TOPOLOGIES
-from segtrain.views import PERTURBATIONS
+from segtrain.views import FEATURE_PERTURBATIONS, PERTURBATIONS
 from synth.core.checks import UserError
 from synth.core.config import Settings, load_config, to_yaml
 
@@ -43,35 +46,78 @@ def _as_step(value: object) -> object:
 Slot = Annotated[Step, BeforeValidator(_as_step)]
 
 
-class View(Settings):
-    """One view of the unlabelled images: what perturbs the student's input, what it shall predict, how that counts."""
-
-    perturb: tuple[Slot, ...]
-    target: tuple[Slot, ...]
-    loss: Slot
-    weight: float = Field(1.0, gt=0)
-
-
 class Schedule(Settings):
-    """Weight of the unlabelled loss over the run.
+    """A weight over the run, or over the phase it belongs to.
 
     Attributes:
-        kind: "const", or "exp": max * exp(-5 (1 - t/length)^2) up to `length`, then `max` (Laine & Aila 2017).
-        length, unit: of the ramp; the unit is "fraction" of the run or optimiser "steps", and has no default, because
-            a ramp in steps changes its meaning when the run is shortened.
+        kind: "const"; "exp": max * exp(-5 (1 - t/length)^2) up to `length`, then `max` (Laine & Aila 2017); "linear":
+            max * t/length up to `length`. Before `start` it is 0.
+        length, start, unit: the unit is "fraction" of the run or optimiser "steps", and has no default, because a ramp
+            in steps changes its meaning when the run is shortened.
     """
 
-    kind: Literal["const", "exp"] = "const"
+    kind: Literal["const", "exp", "linear"] = "const"
     max: float = Field(1.0, ge=0)
     length: float | None = Field(None, gt=0)
+    start: float = Field(0.0, ge=0)
     unit: Literal["fraction", "steps"] | None = None
 
     def at(self, progress: float, n_steps: int) -> float:
         """Returns the weight when the share `progress` of `n_steps` is done."""
+        scale = n_steps if self.unit == "steps" else 1
+        t = progress * scale - self.start
+        if t < 0:
+            return 0.0
         if self.kind == "const":
             return self.max
-        length = self.length if self.unit == "fraction" else self.length / n_steps
-        return self.max * math.exp(-5 * (1 - min(progress / length, 1)) ** 2)
+        left = 1 - min(t / self.length, 1)
+        return self.max * (math.exp(-5 * left**2) if self.kind == "exp" else 1 - left)
+
+
+class View(Settings):
+    """One view: what perturbs a branch's input, what it shall predict, how that counts.
+
+    Attributes:
+        of: which images: the "unlabelled" ones, or the "supervised" ones, whose source is then `labels`.
+        branch: who sees it; null = the first branch.
+        input: a further form of the images that the streams make ("tree_max", ...); null = the images.
+        source: who says what the target is. target: operators on that.
+        perturb: of the images, one after another. features: of what the encoder makes of them; null = none.
+        loss, weight: how it counts. ramp: whether it also grows as `lambda_u` does.
+    """
+
+    of: Literal["unlabelled", "supervised"] = "unlabelled"
+    branch: str | None = None
+    input: str | None = None
+    source: Slot = Step(name="teacher")
+    target: tuple[Slot, ...] = ()
+    perturb: tuple[Slot, ...] = ()
+    features: Slot | None = None
+    loss: Slot
+    weight: float = Field(1.0, gt=0)
+    ramp: bool = True
+
+
+class Term(Settings):
+    """A regulariser and how it counts: `weight`, times `lambda_u` where it shall `ramp` too."""
+
+    use: Slot
+    weight: float = Field(1.0, gt=0)
+    ramp: bool = True
+
+
+class Phase(Settings):
+    """A part of the run, `until` that share of it: which terms are on. Schedules inside it run over the phase alone.
+
+    Attributes:
+        supervised: weight of the labelled and synthetic images' loss; 0 = they are not looked at.
+    """
+
+    until: float = Field(1.0, gt=0, le=1)
+    supervised: float = Field(1.0, ge=0)
+    views: tuple[View, ...] = ()
+    regularisers: tuple[Term, ...] = ()
+    lambda_u: Schedule = Schedule()
 
 
 class Method(Settings):
@@ -79,17 +125,47 @@ class Method(Settings):
 
     Attributes:
         citation: where it comes from. deviations: what differs here from there.
-        topology: who owns which networks. views: of the unlabelled images; none = supervised.
-        lambda_u: weight of the unlabelled loss. predictor: the network that predicts in the end.
+        topology: who owns which networks. hetero: whether the second of two networks is of another architecture,
+            `segment.second`. heads: what is trained beside them, by name.
+        supervised_loss: of labelled and synthetic images. labels: what is made of their labels first.
+        views, regularisers, lambda_u: of the whole run; or phases, each with its own.
+        predictor: the branch or average that predicts in the end, or "mean" of all branches.
     """
 
     name: str
     citation: str = ""
     deviations: tuple[str, ...] = ()
     topology: Slot = Step(name="single")
+    hetero: bool = False
+    heads: dict[str, Slot] = {}
+    supervised_loss: Slot = Step(name="dice_ce")
+    labels: Slot = Step(name="dense")
     views: tuple[View, ...] = ()
+    regularisers: tuple[Term, ...] = ()
     lambda_u: Schedule = Schedule()
-    predictor: Literal["student", "teacher"] = "student"
+    phases: tuple[Phase, ...] = ()
+    predictor: str = "student"
+
+    def plan(self) -> tuple[Phase, ...]:
+        """Returns the phases; a method without has one, of its own views."""
+        return self.phases or (Phase(views=self.views, regularisers=self.regularisers, lambda_u=self.lambda_u),)
+
+    def inputs(self) -> tuple[str, ...]:
+        """Returns the further forms of the images that its views start from."""
+        return tuple(sorted({view.input for phase in self.plan() for view in phase.views if view.input}))
+
+    def needs(self, what: Literal["unlabelled", "stored", "observers"]) -> bool:
+        """Returns whether it looks at unlabelled images, stored pseudo-labels of them, or several observers' masks."""
+        if what == "unlabelled" and any(v.of == "unlabelled" for phase in self.plan() for v in phase.views):
+            return True
+        return any(what in getattr(registry[step.name], "needs", ()) for registry, step in self._steps())
+
+    def _steps(self) -> list[tuple[Mapping[str, type[Settings]], Step]]:
+        steps = [(LABELS, self.labels), (SUPERVISED, self.supervised_loss)]
+        for phase in self.plan():
+            steps += [(REGULARISERS, term.use) for term in phase.regularisers]
+            steps += [(SOURCES, view.source) for view in phase.views]
+        return steps
 
 
 def member(registry: Mapping[str, type[Settings]], step: Step, slot: str) -> Settings:
@@ -99,8 +175,9 @@ def member(registry: Mapping[str, type[Settings]], step: Step, slot: str) -> Set
         UserError: naming the slot and the nearest known member or setting.
     """
     if step.name not in registry:
-        near = difflib.get_close_matches(step.name, registry, n=1, cutoff=0.0)[0]
-        raise UserError(f"{slot}: {step.name}", rule="no such member of this slot", repair=f"did you mean {near}?")
+        near = difflib.get_close_matches(step.name, registry, n=1, cutoff=0.0)
+        raise UserError(f"{slot}: {step.name}", rule="no such member of this slot",
+                        repair=f"did you mean {near[0]}?" if near else "")
     try:
         return load_config(registry[step.name], dict(step.args))
     except UserError as error:
@@ -111,12 +188,43 @@ def _spelt_out(registry: Mapping[str, type[Settings]], step: Step, slot: str) ->
     return Step(name=step.name, args=member(registry, step, slot).model_dump(mode="json"))
 
 
-def _resolve(method: Method) -> Method:
-    views = tuple(view.model_copy(update={
+def _resolve_view(view: View) -> View:
+    source = Step(name="labels") if view.of == "supervised" and view.source.name == "teacher" else view.source
+    return view.model_copy(update={
+        "source": _spelt_out(SOURCES, source, "source"),
         "perturb": tuple(_spelt_out(PERTURBATIONS, s, "perturb") for s in view.perturb),
+        "features": view.features and _spelt_out(FEATURE_PERTURBATIONS, view.features, "features"),
         "target": tuple(_spelt_out(TARGETS, s, "target") for s in view.target),
-        "loss": _spelt_out(LOSSES, view.loss, "loss")}) for view in method.views)
-    return method.model_copy(update={"views": views, "topology": _spelt_out(TOPOLOGIES, method.topology, "topology")})
+        "loss": _spelt_out(LOSSES, view.loss, "loss")})
+
+
+def _resolve_terms(part: Method | Phase) -> dict[str, object]:
+    terms = (t.model_copy(update={"use": _spelt_out(REGULARISERS, t.use, "regulariser")}) for t in part.regularisers)
+    return {"views": tuple(_resolve_view(view) for view in part.views), "regularisers": tuple(terms)}
+
+
+def _resolve(method: Method) -> Method:
+    return method.model_copy(update={
+        **_resolve_terms(method), "topology": _spelt_out(TOPOLOGIES, method.topology, "topology"),
+        "heads": {name: _spelt_out(HEADS, step, "head") for name, step in method.heads.items()},
+        "supervised_loss": _spelt_out(SUPERVISED, method.supervised_loss, "supervised_loss"),
+        "labels": _spelt_out(LABELS, method.labels, "labels"),
+        "phases": tuple(phase.model_copy(update=_resolve_terms(phase)) for phase in method.phases)})
+
+
+def _check(method: Method) -> None:
+    if method.phases and (method.views or method.regularisers):
+        raise UserError(f"method {method.name}", rule="terms of the whole run and phases exclude each other",
+                        repair="move the views and regularisers into the phases")
+    ends = [phase.until for phase in method.plan()]
+    if ends != sorted(set(ends)) or ends[-1] != 1:
+        raise UserError(f"method {method.name}: phases until {ends}", rule="the ends of phases grow up to 1",
+                        repair="end the last phase with until: 1")
+    for phase in method.plan():
+        ramp = phase.lambda_u
+        if (ramp.kind != "const" and ramp.length is None) or ((ramp.length or ramp.start) and ramp.unit is None):
+            raise UserError(f"method {method.name}: lambda_u", rule="a ramp has a length and a unit",
+                            repair="add length: 0.4 and unit: fraction (or unit: steps)")
 
 
 def load_method(source: str | Path | Method) -> Method:
@@ -134,9 +242,7 @@ def load_method(source: str | Path | Method) -> Method:
                 raise UserError(f"method {source}", rule="no such method", repair=f"take one of {', '.join(known)}, "
                                 "or give the path of a YAML file")
         source = load_config(Method, path)
-    if source.lambda_u.kind == "exp" and (source.lambda_u.length is None or source.lambda_u.unit is None):
-        raise UserError(f"method {source.name}: lambda_u", rule="a ramp has a length and a unit",
-                        repair="add length: 0.4 and unit: fraction (or unit: steps)")
+    _check(source)
     return _resolve(source)
 
 

@@ -1,100 +1,163 @@
-"""The one recipe behind every method: supervised loss + w_syn * synthetic + lambda(t) * consistency over views."""
+"""The one recipe behind every method: supervised loss + w_syn * synthetic + lambda(t) * what the method's slots say."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import nn
 
-from segtrain.losses import LOSSES, supervised
-from segtrain.method import Method, View, member
-from segtrain.models import build_model, check_size
-from segtrain.settings import SegmentSettings
-from segtrain.targets import TARGETS, Target, soft
-from segtrain.topology import TOPOLOGIES
-from segtrain.views import PERTURBATIONS, ChainWarp, augment_pairs, weak
+from segtrain.heads import HEADS, Sizes
+from segtrain.labels import LABELS
+from segtrain.losses import LOSSES, SUPERVISED
+from segtrain.method import Method, Phase, Step, View, member
+from segtrain.models import Features, SegNet, build_model, check_size, partner_of
+from segtrain.regularisers import REGULARISERS
+from segtrain.scene import Scene, Shown, Supervised
+from segtrain.settings import ModelSettings, SegmentSettings
+from segtrain.targets import SOURCES, TARGETS, Target, from_labels, soft
+from segtrain.topology import TOPOLOGIES, Look
+from segtrain.views import FEATURE_PERTURBATIONS, PERTURBATIONS
+from segtrain.warps import ChainWarp, Rngs
 from synth.core.loop import Batch, Recipe, poly
 from synth.core.pairs import DataInfo
-from synth.core.rng import sample_rng
+from synth.core.rng import derive_seed
 
 log = logging.getLogger(__name__)
 PATIENCE = 500
+PROBE_EVERY = 20
+"""Steps between two looks at how right the kept pixels of the labelled images are."""
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What the student sees of one view, unit images (B, C, H, W), and what it shall predict there."""
-
-    images: torch.Tensor
-    target: Target
+def _members(registry: dict, steps: tuple[Step, ...], slot: str) -> list:
+    return [member(registry, step, slot) for step in steps]
 
 
-class _Slots:
+class _View:
     """The members that one view names, ready to call."""
 
-    def __init__(self, view: View) -> None:
-        self.perturb = [member(PERTURBATIONS, step, "perturb") for step in view.perturb]
-        self.target = [member(TARGETS, step, "target") for step in view.target]
+    def __init__(self, view: View, branch: str) -> None:
+        self.of, self.input, self.weight, self.ramp = view.of, view.input, view.weight, view.ramp
+        self.branch = view.branch or branch
+        self.source = member(SOURCES, view.source, "source")
+        self.target = _members(TARGETS, view.target, "target")
+        self.perturb = _members(PERTURBATIONS, view.perturb, "perturb")
+        self.features = view.features and member(FEATURE_PERTURBATIONS, view.features, "features")
         self.loss = member(LOSSES, view.loss, "loss")
-        self.weight = view.weight
 
-    def narrow(self, target: Target) -> Target:
+    def narrow(self, target: Target, scene: Scene | None) -> Target:
         """Returns what the operators make of `target`, one after another."""
         for operator in self.target:
-            target = operator(target)
+            target = operator(target, scene)
         return target
 
-    def show(self, images: torch.Tensor, seeds: Sequence[int], target: Target, *, view: int) -> Shown:
-        """Returns unit images (B, C, H, W) perturbed, row i by `seeds[i]`, and `target` moved alike."""
-        warps = []
-        for i, perturb in enumerate(self.perturb):
-            images, warp = perturb(images, [sample_rng(seed, "view", view, i) for seed in seeds])
-            warps.append(warp)
-        return Shown(images, ChainWarp(tuple(warps)).apply(target))
+    def show(self, scene: Scene, index: int) -> Shown:
+        """Returns the view: its images perturbed, row by row of its own generator, and its target moved alike."""
+        supervised = self.of == "supervised"
+        images = scene.supervised.images if supervised else scene.inputs.get(self.input, scene.clean)
+        rngs: Callable[..., Rngs] = scene.supervised_rngs if supervised else scene.rngs
+        with torch.no_grad():
+            target = self.narrow(self.source(scene, self.branch), scene)
+            warps = []
+            for i, perturb in enumerate(self.perturb):
+                images, warp = perturb(images, rngs("view", index, i), scene)
+                warps.append(warp)
+        warp = ChainWarp(tuple(warps))
+        features = self.features and partial(self._features, rngs=rngs("features", index))
+        return Shown(self.branch, images, warp, warp.apply(target), features)
+
+    def _features(self, features: Features, rngs: Rngs) -> Features:
+        return self.features(features, rngs)
 
 
-def _optimizer(net: torch.nn.Module, settings: SegmentSettings) -> torch.optim.Optimizer:
-    optim = settings.optim
-    groups: list[dict] = [{"params": list(net.parameters())}]
-    if settings.model.weights:
-        given = {id(p) for p in net.encoder.parameters()}
-        groups = [{"params": [p for p in net.parameters() if id(p) not in given]},
-                  {"params": list(net.encoder.parameters()), "lr": optim.lr * optim.encoder_lr}]
-    if optim.name == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
+@dataclass
+class _Term:
+    """A regulariser, ready to call."""
+
+    name: str
+    call: Callable[[Scene], torch.Tensor]
+    weight: float
+    ramp: bool
+
+
+class _Phase:
+    """A phase, its members ready to call."""
+
+    def __init__(self, phase: Phase, start: float, branch: str) -> None:
+        self.start, self.until, self.supervised = start, phase.until, phase.supervised
+        self.lambda_u, self.views = phase.lambda_u, [_View(view, branch) for view in phase.views]
+        self.terms = [_Term(t.use.name, member(REGULARISERS, t.use, "regulariser"), t.weight, t.ramp)
+                      for t in phase.regularisers]
+
+    def progress(self, progress: float) -> float:
+        """Returns the share of this phase that is done when `progress` of the run is."""
+        return (progress - self.start) / (self.until - self.start)
 
 
 class SegmentRecipe(Recipe):
     """How a segmenter is trained by any method.
 
-    Labelled and unlabelled images share one concatenated forward, hence, where a network has batch norm, its
-    statistics; at lambda = 0 no unlabelled image is looked at and a step is a supervised one, bit for bit.
+    Everything that one network sees in a step goes through it together. At lambda = 0 no unlabelled image is looked
+    at, and a step is a supervised one, bit for bit.
     """
 
     def __init__(self, settings: SegmentSettings, method: Method, *, info: DataInfo, has_synthetic: bool) -> None:
         super().__init__()
-        self.settings, self.method, self.has_synthetic = settings, method, has_synthetic
-        net = build_model(settings.model.name, info.channels, info.n_classes, settings.model, seed=settings.loop.seed)
-        check_size(net, settings.size)
-        self.topology = member(TOPOLOGIES, method.topology, "topology")(net)
-        self.topology.predictor(method.predictor)
+        self.settings, self.method, self.info, self.has_synthetic = settings, method, info, has_synthetic
+        self.topology = member(TOPOLOGIES, method.topology, "topology")(self._build)
         self.nets, self.averages = self.topology.nets, self.topology.averages
-        self.optimizers = {"student": _optimizer(net, settings)}
-        self.views = [_Slots(view) for view in method.views]
-        self.n_inert = 0
-        for view in self.views:  # a threshold that these classes cannot miss is found here, not at step 1
-            view.narrow(soft(torch.zeros(1, info.n_classes, 1, 1)))
+        for net in self.nets.values():
+            check_size(net, settings.size)
+        self.predictor()
+        first = next(iter(self.nets.values()))
+        self.heads = {name: self._head(name, step, first) for name, step in method.heads.items()}
+        self.optimizers = {name: _optimizer(net, settings, self.model(name)) for name, net in self.nets.items()}
+        self.optimizers |= {f"head_{name}": _optimizer(head, settings) for name, head in self.heads.items()}
+        self.nets |= {f"head_{name}": head for name, head in self.heads.items()}
+        starts = (0.0, *(phase.until for phase in method.plan()))
+        self.phases = [_Phase(phase, start, self.topology.branches[0])
+                       for phase, start in zip(method.plan(), starts, strict=False)]
+        self.labels = member(LABELS, method.labels, "labels")
+        self.supervised_loss = member(SUPERVISED, method.supervised_loss, "supervised_loss")
+        self.memory: dict[str, torch.Tensor] = {}
+        self.n_steps, self.n_inert = 0, 0
+        self.precision: float | None = None
+        for view in (view for phase in self.phases for view in phase.views):
+            self.topology.route(view.branch)
+            view.narrow(soft(torch.zeros(1, info.n_classes, 1, 1)), None)  # a threshold nothing can miss is found here
 
-    def predictor(self) -> torch.nn.Module:
+    def model(self, name: str) -> ModelSettings:
+        """Returns which network the topology's net `name` is."""
+        if name != "b" or not self.method.hetero:
+            return self.settings.model
+        return self.settings.second or partner_of(self.settings.model)
+
+    def _build(self, name: str) -> SegNet:
+        # The one of a supervised run has the run's own seed, so that methods start from the same weights.
+        seed = self.settings.loop.seed
+        model = self.model(name)
+        return build_model(model.name, self.info.channels, self.info.n_classes, model,
+                           seed=seed if name in ("student", "a", "low") else derive_seed(seed, name))
+
+    def _head(self, name: str, step: Step, net: SegNet) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.settings.loop.seed, "head", name))
+            return member(HEADS, step, "head")(Sizes(net.widths, self.info.channels, self.info.n_classes))
+
+    def predictor(self) -> nn.Module:
         """Returns the network that the method predicts with."""
         return self.topology.predictor(self.method.predictor)
 
+    def predictor_models(self) -> tuple[ModelSettings, ...]:
+        """Returns which networks the predictor is made of."""
+        return tuple(self.model(name) for name in self.topology.predictors(self.method.predictor))
+
     def lr_factor(self, progress: float) -> float:
-        """Returns the poly schedule at `progress`."""
-        return poly(progress)
+        """Returns the poly schedule at `progress`, anew for every stage of a staged run."""
+        return poly(progress * self.topology.n_stages % 1)
 
     def count(self, batch: Batch) -> dict[str, int]:
         """Returns how many supervised (labelled + synthetic) and how many unlabelled images the batch holds."""
@@ -102,57 +165,128 @@ class SegmentRecipe(Recipe):
         return {"images_seen": len(batch["images"]), "unlabelled_seen": 0 if unlabelled is None else len(unlabelled)}
 
     def extra_state(self) -> dict:
-        """Returns for how many steps the filter has been inert."""
-        return {"n_inert": self.n_inert}
+        """Returns what the slots remember, the stage, and what the log needs to go on."""
+        return {"n_steps": self.n_steps, "n_inert": self.n_inert, "precision": self.precision, "memory": self.memory,
+                "stage": self.topology.stage}
 
     def load_extra_state(self, state: dict) -> None:
         """Restores what `extra_state` returned."""
-        self.n_inert = state["n_inert"]
+        self.n_steps, self.n_inert, self.precision = state["n_steps"], state["n_inert"], state["precision"]
+        self.memory, self.topology.stage = state["memory"], state["stage"]
 
     def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
-        """Returns the losses, and the share of pixels the filter kept, of one update."""
-        lam = self.method.lambda_u.at(progress, self.settings.loop.steps) if self.views else 0.0
-        rngs = [sample_rng(seed, "pair") for seed in batch["seeds"].tolist()]
-        images, labels = augment_pairs(batch["images"], batch["labels"], rngs, self.settings.augment)
-        shown = self._shown(batch) if lam else []
-        logits = self.topology.students(torch.cat([images, *(s.images for s in shown)]))
-        first, *rest = logits.split([len(images), *(len(s.images) for s in shown)])
-        loss, logged = self._supervised(first, labels, batch["synthetic"])
-        if shown:
-            unlabelled = sum(v.weight * v.loss(x, s.target) for v, x, s in zip(self.views, rest, shown, strict=True))
-            loss = loss + lam * unlabelled
-            logged |= {"loss_unlabelled": unlabelled.detach(), "lambda": torch.tensor(lam), **self._stats(shown)}
-        optimizer = self.optimizers["student"]
-        optimizer.zero_grad(set_to_none=True)
-        self.backward(loss)
-        optimizer.step()
-        self.topology.after_step()
-        return {"loss": loss.detach(), **logged}
+        """Returns the losses, and what the slots have to say, of one update."""
+        phase = next(phase for phase in self.phases if progress < phase.until)
+        within = phase.progress(progress)
+        lam = phase.lambda_u.at(within, round(self.settings.loop.steps * (phase.until - phase.start)))
+        views = [view for view in phase.views if lam or not view.ramp]
+        terms = [term for term in phase.terms if lam or not term.ramp]
+        scene = self._scene(batch, within, views, terms)
+        scene.shown = [view.show(scene, i) for i, view in enumerate(views)]
+        self._look(scene, phase)
+        loss, logged = self._supervised(scene, phase)
+        if views or terms:
+            extra, said = self._extra(scene, views, terms, lam)
+            loss, logged = loss + extra, logged | said
+        self._update(loss, progress)
+        return {"loss": loss.detach(), **logged, **{k: v.detach() for k, v in scene.stats.items()}}
 
-    def _supervised(self, logits: torch.Tensor, labels: torch.Tensor, made: torch.Tensor) -> tuple:
+    def _update(self, loss: torch.Tensor, progress: float) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.backward(loss)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        self.n_steps += 1
+        self.topology.after_step(progress + 1 / self.settings.loop.steps)
+
+    def _scene(self, batch: Batch, progress: float, views: list[_View], terms: list[_Term]) -> Scene:
+        seeds = tuple(batch["seeds"].tolist())
+        given = Supervised(batch["images"], batch["labels"], batch["synthetic"], batch["rows"], seeds)
+        heads = {name: self.nets[f"head_{name}"] for name in self.heads}
+        scene = Scene(self.n_steps, progress, self.settings.loop.steps, self.info.n_classes, self.topology, heads,
+                      self.memory, batch, given)
+        scene.augment(self.settings.augment)
+        scene.supervised = self.labels(scene)
+        if "unlabelled" in batch and (terms or any(view.of == "unlabelled" for view in views)):
+            scene.show_clean(self.settings.augment.geometry)
+        return scene
+
+    def _look(self, scene: Scene, phase: _Phase) -> None:
+        own = [Look(branch, scene.supervised.images) for branch in self.topology.branches] if phase.supervised else []
+        seen = self.topology.students([*own, *(Look(v.branch, v.images, v.perturb) for v in scene.shown)])
+        scene.seen = dict(zip(self.topology.branches, seen, strict=False)) if own else {}
+        for view, found in zip(scene.shown, seen[len(own):], strict=True):
+            view.seen = found
+
+    def _supervised(self, scene: Scene, phase: _Phase) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if not phase.supervised:
+            return torch.zeros((), device=self.device), {}
+        parts = [self._by_kind(seen.logits, scene.supervised) for seen in scene.seen.values()]
+        real, synthetic = (sum(kind) for kind in zip(*parts, strict=True))
+        logged = {"loss_labelled": real.detach() / len(parts)}
+        if self.has_synthetic:
+            logged["loss_synthetic"] = synthetic.detach() / len(parts)
+        return phase.supervised * (real + self.settings.w_syn * synthetic), logged
+
+    def _by_kind(self, logits: torch.Tensor, given: Supervised) -> tuple[torch.Tensor, torch.Tensor]:
         # Means over each kind, so that w_syn weighs a synthetic batch against a labelled one whatever the share.
         zero = logits.sum() * 0
-        real = supervised(logits[~made], labels[~made]) if (~made).any() else zero
-        synthetic = supervised(logits[made], labels[made]) if made.any() else zero
-        logged = {"loss_labelled": real.detach()}
-        if self.has_synthetic:
-            logged["loss_synthetic"] = synthetic.detach()
-        return real + self.settings.w_syn * synthetic, logged
+        return tuple(
+            self.supervised_loss(logits[kind], given.labels[kind], None if given.weight is None else given.weight[kind])
+            if kind.any() else zero for kind in (~given.synthetic, given.synthetic))
 
-    def _shown(self, batch: Batch) -> list[Shown]:
-        seeds = batch["unlabelled_seeds"].tolist()
-        clean, _ = weak(batch["unlabelled"], [sample_rng(s, "weak") for s in seeds], self.settings.augment.geometry)
-        said = soft(self.topology.teacher(clean))
-        return [view.show(clean, seeds, view.narrow(said), view=i) for i, view in enumerate(self.views)]
+    def _extra(self, scene: Scene, views: list[_View], terms: list[_Term], lam: float
+               ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        total, logged = torch.zeros((), device=scene.supervised.images.device), {"lambda": torch.tensor(lam)}
+        for view, shown in zip(views, scene.shown, strict=True):
+            total = total + (lam if view.ramp else 1.0) * view.weight * view.loss(shown.seen.logits, shown.target)
+        for term in terms:
+            value = term.call(scene)
+            logged[f"loss_{term.name}"] = value.detach()
+            total = total + (lam if term.ramp else 1.0) * term.weight * value
+        if views:
+            logged |= self._stats(scene, views)
+        return total, {"loss_unlabelled": total.detach(), **logged}
 
-    def _stats(self, shown: list[Shown]) -> dict[str, torch.Tensor]:
+    def _stats(self, scene: Scene, views: list[_View]) -> dict[str, torch.Tensor]:
         stats: dict[str, torch.Tensor] = {}
-        for i, view in enumerate(shown):
-            stats |= {key if i == 0 else f"{key}_{i}": value for key, value in view.target.stats.items()}
+        for i, shown in enumerate(scene.shown):
+            stats |= {key if i == 0 else f"{key}_{i}": value for key, value in shown.target.stats.items()}
         if "kept" in stats:
-            inert = not 0.02 <= float(stats["kept"]) <= 0.98
-            self.n_inert = self.n_inert + 1 if inert else 0
-            if self.n_inert == PATIENCE:
-                log.warning("for %d steps the filter has kept %.3g of the pixels: it decides nothing; change its tau",
-                            PATIENCE, float(stats["kept"]))
+            self._watch(float(stats["kept"]))
+            if self.precision is None or self.n_steps % PROBE_EVERY == 0:
+                self.precision = self._precision(scene, views[0])
+            stats["precision_labelled"] = torch.tensor(self.precision)
         return stats
+
+    def _watch(self, kept: float) -> None:
+        self.n_inert = self.n_inert + 1 if not 0.02 <= kept <= 0.98 else 0
+        if self.n_inert == PATIENCE:
+            log.warning("for %d steps the filter has kept %.3g of the pixels: it decides nothing; change its tau",
+                        PATIENCE, kept)
+
+    @torch.no_grad()
+    def _precision(self, scene: Scene, view: _View) -> float:
+        """Returns how many of the pixels that the filter would keep of the labelled images are right.
+
+        The network was trained on these very images: an upper bound for the unlabelled ones.
+        """
+        real = ~scene.supervised.synthetic
+        said = soft(scene.said_of_supervised(scene.topology.labeller(view.branch)).logits)
+        target, truth = view.narrow(said, scene), from_labels(scene.supervised.labels, self.info.n_classes)
+        counted = (target.valid & truth.valid)[real]
+        right = (target.labels() == truth.hard)[real] & counted
+        return float(right.sum() / counted.sum().clamp(min=1))
+
+
+def _optimizer(net: nn.Module, settings: SegmentSettings, model: ModelSettings | None = None) -> torch.optim.Optimizer:
+    optim = settings.optim
+    groups: list[dict] = [{"params": list(net.parameters())}]
+    if model is not None and model.weights:
+        given = {id(p) for p in net.encoder.parameters()}
+        groups = [{"params": [p for p in net.parameters() if id(p) not in given]},
+                  {"params": list(net.encoder.parameters()), "lr": optim.lr * optim.encoder_lr}]
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+    return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from segtrain.models import build_model
+from segtrain.models import Ensemble, build_model
 from segtrain.settings import ModelSettings
 from synth.core.checks import UserError
 from synth.core.config import Settings, load_config
@@ -28,14 +28,23 @@ class SegmenterConfig(Settings):
     """What a saved segmenter is, beside its weights.
 
     Attributes:
+        model: its network. others: those beside it, if it is the mean of several.
         size: side of the images its network sees, px. flips: axes (2 = rows, 3 = columns) to average over.
     """
 
     model: ModelSettings
+    others: tuple[ModelSettings, ...] = ()
     info: DataInfo
     size: int
     flips: tuple[tuple[int, ...], ...] = ()
     version: int = 1
+
+    def build(self) -> nn.Module:
+        """Returns its network, or the ensemble of several, untrained."""
+        # Weights that a package ships would be overwritten at once: whoever loads a segmenter does not need them.
+        models = [m.model_copy(update={"weights": ""}) for m in (self.model, *self.others)]
+        nets = [build_model(m.name, self.info.channels, self.info.n_classes, m) for m in models]
+        return Ensemble(nets) if self.others else nets[0]
 
 
 class Segmenter:
@@ -114,7 +123,7 @@ class Segmenter:
             raise UserError(str(folder), rule="no fitted segmenter is there",
                             repair="give the out folder of a finished segtrain fit")
         config = load_config(SegmenterConfig, json.loads((home / "config.json").read_text(encoding="utf-8")))
-        net = build_model(config.model.name, config.info.channels, config.info.n_classes, config.model)
+        net = config.build()
         net.load_state_dict(load_file(home / "model.safetensors"))
         device = compute_device()
         done = home.parent / "done.json"

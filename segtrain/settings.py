@@ -120,6 +120,7 @@ class SegmentSettings(Settings):
         batch_size: labelled + synthetic images per step. unlabelled_batch_size: beside them.
         synthetic_share: of the labelled + synthetic images, where synthetic pairs are given.
         w_syn: weight of the synthetic pairs' loss beside the labelled pairs' 1.
+        second: the second network of methods that want two of different architecture; null = a partner of `model`.
         flip_averaging: predictions are the mean over the flips that the geometry allows.
     """
 
@@ -131,6 +132,7 @@ class SegmentSettings(Settings):
     synthetic_share: float = Field(0.5, gt=0, le=1)
     w_syn: float = Field(1.0, gt=0)
     model: ModelSettings = ModelSettings()
+    second: ModelSettings | None = None
     optim: OptimSettings = OptimSettings()
     augment: AugmentSettings = AugmentSettings()
     flip_averaging: bool = False

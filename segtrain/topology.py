@@ -1,97 +1,161 @@
-"""Who owns which networks: a student, perhaps a teacher, and which of them predicts in the end."""
+"""Who owns which networks: students, averages of them, and which of them labels and predicts."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import Field
 from torch import nn
 
+from segtrain.models import Ensemble, Features, Part, Seen, SegNet
 from synth.core.checks import UserError
 from synth.core.config import Settings
 from synth.core.ema import Ema
 
+Build = Callable[[str], SegNet]
+"""Name of a network -> a fresh one; other names, other weights. Names may map to other architectures."""
 
-class Topology(ABC):
+
+@dataclass(frozen=True)
+class Route:
+    """Which network a branch is, and which of its decoders."""
+
+    net: str
+    decoder: int = 0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a branch is shown: unit images (B, C, H, W), and what changes their features, if anything does."""
+
+    branch: str
+    images: torch.Tensor
+    perturb: Callable[[Features], Features] | None = None
+
+
+@dataclass
+class Topology:
     """The networks of one method.
 
     Attributes:
         nets: trained networks by name. The loop puts their wrapped forms into this very dictionary.
-        averages: exponential averages by name.
+        routes: branches, the things that see views, by name.
+        averages: exponential averages by name. follows: of which networks' mean each is one.
+        labels_for: who labels for a branch; a branch that is not named has the first average, else itself.
+        n_stages: at each equal part of the run but the first, `teacher` becomes a copy of the student.
     """
 
-    def __init__(self, student: nn.Module) -> None:
-        self.nets: dict[str, nn.Module] = {"student": student}
-        self.averages: dict[str, Ema] = {}
+    nets: dict[str, SegNet]
+    routes: dict[str, Route] = field(default_factory=dict)
+    averages: dict[str, Ema] = field(default_factory=dict)
+    follows: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    labels_for: dict[str, str] = field(default_factory=dict)
+    n_stages: int = 1
+    stage: int = 0
+    fresh: Callable[[int], SegNet] | None = None
 
-    def students(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns the student's logits (B, K, H, W) of unit images (B, C, H, W), with gradient, in training mode."""
-        return self.nets["student"](images)
+    def __post_init__(self) -> None:
+        self.routes = self.routes or {name: Route(name) for name in self.nets}
 
-    @abstractmethod
-    def teacher(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns the logits (B, K, H, W) that label unit images (B, C, H, W): no gradient, evaluation mode."""
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the branches."""
+        return tuple(self.routes)
 
-    @abstractmethod
-    def after_step(self) -> None:
-        """Called once after every optimiser step."""
+    def route(self, branch: str) -> Route:
+        """Returns the network and decoder of a branch.
 
-    @abstractmethod
+        Raises:
+            UserError: if there is no such branch.
+        """
+        if branch not in self.routes:
+            raise UserError(f"branch {branch}", rule="this topology has no such branch",
+                            repair=f"take one of {', '.join(self.routes)}")
+        return self.routes[branch]
+
+    def labeller(self, branch: str) -> str:
+        """Returns the name of what labels for `branch` unless its view says otherwise."""
+        return self.labels_for.get(branch) or next(iter(self.averages), branch)
+
+    def students(self, looks: Sequence[Look]) -> list[Seen]:
+        """Returns what each look's branch saw, with gradient, in training mode.
+
+        All looks at one network go through it together, hence share, where it has batch norm, the statistics.
+        """
+        found: dict[int, Seen] = {}
+        for name, net in self.nets.items():
+            mine = [i for i, look in enumerate(looks) if self.route(look.branch).net == name]
+            if not mine:
+                continue
+            parts = [Part(len(looks[i].images), self.route(looks[i].branch).decoder, looks[i].perturb) for i in mine]
+            seen = net(torch.cat([looks[i].images for i in mine]), parts)
+            rows = [part.rows for part in parts]
+            pieces = zip(seen.logits.split(rows), seen.hidden.split(rows), seen.coarse.split(rows), strict=True)
+            found |= {i: Seen(*piece) for i, piece in zip(mine, pieces, strict=True)}
+        return [found[i] for i in range(len(looks))]
+
+    @torch.no_grad()
+    def teacher(self, images: torch.Tensor, name: str) -> Seen:
+        """Returns what an average or a branch says of unit images (B, C, H, W): no gradient, evaluation mode."""
+        decoder = 0
+        if name in self.averages:
+            net = self.averages[name].net
+        else:
+            route = self.route(name)
+            net, decoder = _bare(self.nets[route.net]), route.decoder
+        mode = net.training
+        seen = net.eval()(images, [Part(len(images), decoder)])
+        net.train(mode)
+        return seen
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Called once after every optimiser step, `progress` of the run then done: averages follow, stages pass."""
+        for name, average in self.averages.items():
+            if name in self.follows:
+                average.update(*(self.nets[net] for net in self.follows[name]))
+        stage = min(int(progress * self.n_stages + 1e-9), self.n_stages - 1)
+        if stage > self.stage:
+            self.stage = stage
+            student = _bare(self.nets["student"])
+            self.averages["teacher"].net.load_state_dict(student.state_dict())
+            student.load_state_dict(self.fresh(stage).state_dict())
+
     def predictor(self, name: str) -> nn.Module:
-        """Returns the network that a finished run predicts with.
+        """Returns the network that a finished run predicts with: an average, a branch, or the "mean" of all branches.
 
         Raises:
             UserError: if this topology has none of that name.
         """
+        if name in self.averages:
+            return self.averages[name].net.main()
+        if name == "mean":
+            return Ensemble([_bare(self.nets[net]).main() for net in self.predictors("mean")])
+        if name not in self.routes or self.routes[name].decoder:
+            names = [*self.averages, *(n for n, r in self.routes.items() if not r.decoder)]
+            raise UserError(f"predictor {name!r}", rule="this topology has no such predictor",
+                            repair=f"take one of {', '.join(names)}")
+        return _bare(self.nets[self.routes[name].net]).main()
+
+    def predictors(self, name: str) -> tuple[str, ...]:
+        """Returns the names of the networks, as `Build` knows them, that `predictor(name)` is made of."""
+        if name == "mean":
+            return tuple(dict.fromkeys(route.net for route in self.routes.values()))
+        return (self.follows.get(name, ("student",))[0],) if name in self.averages else (self.routes[name].net,)
 
 
-class _Single(Topology):
-    @torch.no_grad()
-    def teacher(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns the student's own logits (B, K, H, W) of unit images (B, C, H, W) in evaluation mode."""
-        net = getattr(self.nets["student"], "module", self.nets["student"])
-        net.eval()
-        logits = net(images)
-        net.train()
-        return logits
-
-    def after_step(self) -> None:
-        """Nothing follows a step."""
-
-    def predictor(self, name: str) -> nn.Module:
-        """Returns the student."""
-        if name != "student":
-            raise UserError(f"predictor {name!r}", rule="the topology single has a student only",
-                            repair="write predictor: student, or topology: ema_teacher")
-        return self.nets["student"]
-
-
-class _EmaTeacher(Topology):
-    def __init__(self, student: nn.Module, *, decay: float) -> None:
-        super().__init__(student)
-        self.averages["teacher"] = Ema(student, decay=decay)
-
-    @torch.no_grad()
-    def teacher(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns the average's logits (B, K, H, W) of unit images (B, C, H, W)."""
-        return self.averages["teacher"].net(images)
-
-    def after_step(self) -> None:
-        """Moves the average one step towards the student."""
-        self.averages["teacher"].update(self.nets["student"])
-
-    def predictor(self, name: str) -> nn.Module:
-        """Returns the student or the teacher."""
-        return self.averages["teacher"].net if name == "teacher" else self.nets["student"]
+def _bare(net: nn.Module) -> SegNet:
+    return getattr(net, "module", net)
 
 
 class Single(Settings):
     """Slot member `single`: one network, which also labels for itself where a view asks for labels."""
 
-    def __call__(self, student: nn.Module) -> Topology:
-        """Returns the topology around `student`."""
-        return _Single(student)
+    def __call__(self, build: Build) -> Topology:
+        """Returns the topology of one network."""
+        return Topology({"student": build("student")})
 
 
 class EmaTeacher(Settings):
@@ -99,10 +163,76 @@ class EmaTeacher(Settings):
 
     decay: float = Field(0.99, ge=0, lt=1)
 
-    def __call__(self, student: nn.Module) -> Topology:
-        """Returns the topology around `student`."""
-        return _EmaTeacher(student, decay=self.decay)
+    def __call__(self, build: Build) -> Topology:
+        """Returns the topology of a student and its average."""
+        student = build("student")
+        return Topology({"student": student}, averages={"teacher": Ema(student, decay=self.decay)},
+                        follows={"teacher": ("student",)})
 
 
-TOPOLOGIES: dict[str, type[Settings]] = {"single": Single, "ema_teacher": EmaTeacher}
+class Dual(Settings):
+    """Slot member `dual`: two networks that start differently; each labels for the other, or its average does.
+
+    Attributes:
+        decay: of the averages `teacher_a` and `teacher_b`; null = none.
+    """
+
+    decay: float | None = Field(None, ge=0, lt=1)
+
+    def __call__(self, build: Build) -> Topology:
+        """Returns the topology of branches `a` and `b`."""
+        nets = {"a": build("a"), "b": build("b")}
+        if self.decay is None:
+            return Topology(nets, labels_for={"a": "b", "b": "a"})
+        averages = {f"teacher_{name}": Ema(net, decay=self.decay) for name, net in nets.items()}
+        return Topology(nets, averages=averages, follows={"teacher_a": ("a",), "teacher_b": ("b",)},
+                        labels_for={"a": "teacher_b", "b": "teacher_a"})
+
+
+class MultiDecoder(Settings):
+    """Slot member `multi_decoder`: one encoder under a main decoder and `n` more, branches `student`, `aux1`, ...
+
+    Without an average the main decoder labels for all.
+    """
+
+    n: int = Field(3, ge=1, le=8)
+
+    def __call__(self, build: Build) -> Topology:
+        """Returns the topology of one network with 1 + n branches."""
+        names = ("student", *(f"aux{i + 1}" for i in range(self.n)))
+        return Topology({"student": build("student").add_decoders(self.n)},
+                        routes={name: Route("student", i) for i, name in enumerate(names)},
+                        labels_for=dict.fromkeys(names, "student"))
+
+
+class Bands(Settings):
+    """Slot member `bands`: a low-frequency and a high-frequency student; `teacher` is the average of their mean."""
+
+    decay: float = Field(0.99, ge=0, lt=1)
+
+    def __call__(self, build: Build) -> Topology:
+        """Returns the topology of branches `low` and `high`; both start from the same weights, else no mean of them
+        would mean anything."""
+        low, high = build("low"), build("low")
+        return Topology({"low": low, "high": high}, averages={"teacher": Ema(low, decay=self.decay)},
+                        follows={"teacher": ("low", "high")})
+
+
+class Staged(Settings):
+    """Slot member `staged`: noisy student. The run is cut into `n` parts; at the end of each the student becomes the
+    teacher of the next, which starts anew."""
+
+    n: int = Field(3, ge=2, le=10)
+
+    def __call__(self, build: Build) -> Topology:
+        """Returns the topology of a student and the frozen teacher before it."""
+        student = build("student")
+        return Topology({"student": student}, averages={"teacher": Ema(student, decay=0.0)}, n_stages=self.n,
+                        fresh=lambda stage: build(f"student{stage}"))
+
+
+TOPOLOGIES: Mapping[str, type[Settings]] = {
+    "single": Single, "ema_teacher": EmaTeacher, "dual": Dual, "multi_decoder": MultiDecoder, "bands": Bands,
+    "staged": Staged,
+}
 """Topologies by the name that method files use."""

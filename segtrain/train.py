@@ -13,7 +13,7 @@ from segtrain.data import Streams, check_kept, check_leak, check_ranks
 from segtrain.method import Method, load_method
 from segtrain.recipe import SegmentRecipe
 from segtrain.segmenter import Segmenter, SegmenterConfig
-from segtrain.settings import SegmentSettings
+from segtrain.settings import ModelSettings, SegmentSettings
 from synth.core.checks import UserError
 from synth.core.config import load_config, save_config
 from synth.core.files import claim_folder
@@ -68,7 +68,8 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
     """
     plan = make_plan(config, overrides, method=method)
     _check_sets(plan, labelled, synthetic=synthetic, unlabelled=unlabelled, held_out=held_out)
-    streams = Streams.read(plan.settings, labelled, synthetic=synthetic, unlabelled=unlabelled)
+    streams = Streams.read(plan.settings, labelled, synthetic=synthetic, unlabelled=unlabelled,
+                           inputs=plan.method.inputs())
     recipe = SegmentRecipe(plan.settings, plan.method, info=labelled.info, has_synthetic=synthetic is not None)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     _check_ranks(plan.settings, state.num_processes, unlabelled)
@@ -76,7 +77,7 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
     if (out / "done.json").exists() and (out / "model" / "model.safetensors").exists():
         return Segmenter.load(out)
     result = train(recipe, streams.batches, out, plan.settings.loop, label=f"segtrain {plan.method.name}")
-    segmenter = Segmenter(recipe.predictor(), _describe(plan.settings, labelled), result)
+    segmenter = Segmenter(recipe.predictor(), _describe(plan.settings, labelled, recipe.predictor_models()), result)
     if state.is_main_process:
         segmenter.save(out / "model")
     state.wait_for_everyone()
@@ -88,10 +89,10 @@ def _check_sets(plan: Plan, labelled: PairSet, *, synthetic: PairSet | None, unl
     for images, kind in ((labelled, "labelled"), (synthetic, "synthetic"), (unlabelled, "unlabelled")):
         check_leak(images, held_out, kind)
     check_kept(synthetic)
-    if plan.method.views and unlabelled is None:
+    if plan.method.needs("unlabelled") and unlabelled is None:
         raise UserError(f"method {plan.method.name}", rule="it learns from unlabelled images and got none",
                         repair="pass unlabelled=, or take method=supervised")
-    if unlabelled is not None and not plan.method.views:
+    if unlabelled is not None and not plan.method.needs("unlabelled"):
         raise UserError(f"method {plan.method.name}", rule="it does not use the unlabelled images it was given",
                         repair="leave them out, or take method=fixmatch_ema")
 
@@ -120,9 +121,9 @@ def _claim(out: Path, plan: Plan, streams: Streams, state: PartialState) -> Path
     return out if state.is_main_process else claim_folder(out, kind="segment", identity=identity)
 
 
-def _describe(settings: SegmentSettings, labelled: PairSet) -> SegmenterConfig:
+def _describe(settings: SegmentSettings, labelled: PairSet, models: tuple[ModelSettings, ...]) -> SegmenterConfig:
     geometry = settings.augment.geometry
     axes = [a for a, on in ((2, geometry.flip_vertical), (3, geometry.flip_horizontal)) if on]
     flips = [(a,) for a in axes] + ([tuple(axes)] if len(axes) == 2 else [])
-    return SegmenterConfig(model=settings.model, info=labelled.info, size=settings.size,
+    return SegmenterConfig(model=models[0], others=models[1:], info=labelled.info, size=settings.size,
                            flips=tuple(flips) if settings.flip_averaging else ())

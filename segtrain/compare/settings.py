@@ -83,14 +83,6 @@ _OWN = {"segment": ("data", "method", "size"), "inpaint": ("data", "out", "size"
         "referee": ()}
 """What the comparison itself decides for its parts."""
 
-_REFEREES: dict[str, dict[str, JsonValue]] = {
-    "tiny": {"name": "unet", "encoder": "timm-mobilenetv3_small_100", "channels": [8, 16, 16, 32, 64]},
-    "lite": {"name": "tiny", "channels": [24, 48, 96, 128]},
-    "unet": {"name": "tiny", "channels": [32, 64, 128, 256]},
-}
-"""The referee beside a judge of that name; the first is as quick on a CPU as the tiny network at 64 px."""
-
-
 def load_settings(config: str | Path | CompareSettings | dict | None, overrides: Sequence[str] = ()
                   ) -> CompareSettings:
     """Returns the settings with its parts spelt out: files they name are read, every default filled in.
@@ -101,6 +93,7 @@ def load_settings(config: str | Path | CompareSettings | dict | None, overrides:
     Raises:
         UserError: naming the key or file.
     """
+    from segtrain.models import partner_of
     from segtrain.settings import ModelSettings, SegmentSettings
     from synth.diffusion.settings import InpaintSettings
     from synth.draw import DrawSettings
@@ -111,7 +104,8 @@ def load_settings(config: str | Path | CompareSettings | dict | None, overrides:
     models = {"segment": SegmentSettings, "inpaint": InpaintSettings, "draw": DrawSettings, "gates": GateSettings}
     parts = {name: _spell_out(name, getattr(settings, name), beside=beside, model=m) for name, m in models.items()}
     judge = parts["segment"]["model"]
-    referee = _spell_out("referee", settings.referee or _REFEREES[judge["name"]], beside=beside, model=ModelSettings)
+    partner = partner_of(ModelSettings(**judge)).model_dump(mode="json")
+    referee = _spell_out("referee", settings.referee or partner, beside=beside, model=ModelSettings)
     _check_referee(parts["draw"], judge, referee)
     return settings.model_copy(update={**parts, "referee": referee})
 

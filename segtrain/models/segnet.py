@@ -80,6 +80,8 @@ class SegNet(nn.Module):
 
     def main(self) -> SegNet:
         """Returns the network of the encoder and the first decoder alone, the same tensors."""
+        if self.n_decoders == 1:
+            return self
         return SegNet(self.encoder, self.decoders[0], self.heads[0], stride=self.stride, widths=self.widths)
 
     def forward(self, images: torch.Tensor, parts: Sequence[Part] | None = None) -> torch.Tensor | Seen:

@@ -36,6 +36,7 @@ class _TinyEncoder(nn.Module):
         self.blocks = nn.ModuleList(block(a, b) for a, b in zip(finer, channels, strict=True))
 
     def forward(self, images: torch.Tensor) -> Features:
+        """Returns features (B, c, h, w), fine to coarse, of unit images (B, C, H, W)."""
         x, features = _half(images), []
         for i, down in enumerate(self.blocks):
             x = down(F.max_pool2d(x, 2) if i else x)
@@ -61,6 +62,7 @@ class _Lite0Encoder(nn.Module):
         return self
 
     def forward(self, images: torch.Tensor) -> Features:
+        """Returns the pixels at half resolution, then features (B, c, h, w), of unit images (B, C, H, W)."""
         x, features = unit_to_lite0(images).contiguous(memory_format=torch.channels_last), [_half(images)]
         for stage in self.stages:
             x = stage(x)
@@ -94,6 +96,7 @@ class _Door(nn.Module):
         self.conv = nn.Conv2d(width, 4 * n_classes, 1)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns logits (B, K, 2h, 2w) of (B, D, h, w)."""
         return F.pixel_shuffle(self.conv(hidden), 2).contiguous()
 
 

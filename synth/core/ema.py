@@ -24,15 +24,23 @@ class Ema:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, net: nn.Module) -> None:
-        """Moves the average one step towards `net`, which may be wrapped for data parallelism."""
+    def update(self, *nets: nn.Module) -> None:
+        """Moves the average one step towards `net`, or the mean of several; they may be wrapped for data parallelism.
+
+        Buffers are those of the first.
+        """
         self.updates += 1
         decay = min(self.decay, 1 - 1 / (self.updates + 1))
-        source = getattr(net, "module", net)
-        pairs = list(zip(self.net.parameters(), source.parameters(), strict=True))
-        torch._foreach_lerp_([a for a, _ in pairs], [b.detach() for _, b in pairs], 1 - decay)
-        for mine, theirs in zip(self.net.buffers(), source.buffers(), strict=True):
-            mine.copy_(theirs)
+        sources = [getattr(net, "module", net) for net in nets]
+        mine = list(self.net.parameters())
+        theirs = [p.detach() for p in sources[0].parameters()]
+        if len(sources) > 1:
+            others = zip(*(source.parameters() for source in sources), strict=True)
+            theirs = [torch.stack([p.detach() for p in same]).mean(dim=0) for same in others]
+        assert len(mine) == len(theirs), "an average follows networks of its own form"
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        for own, other in zip(self.net.buffers(), sources[0].buffers(), strict=True):
+            own.copy_(other)
 
     def state_dict(self) -> dict:
         """Returns the average and the number of updates."""

@@ -8,8 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from segtrain.losses import EPS, LOSSES, consistency_ce, masked_ce, soft_dice_loss, supervised
-from segtrain.targets import Target, argmax, soft
+from segtrain.losses import LOSSES
+from segtrain.losses.consistency import consistency_ce
+from segtrain.losses.supervised import EPS, masked_ce, soft_dice_loss, supervised
+from segtrain.targets import Target, soft
+from segtrain.targets.filters import argmax
 from synth.core.checks import IGNORE, UserError
 
 
@@ -54,8 +57,12 @@ def test_every_loss_slot_ignores_what_the_filter_dropped(name: str) -> None:
     assert torch.equal(loss(logits, unweighted), loss(logits, target))
     nothing = loss(logits, hard_target(torch.zeros_like(valid)))
     assert float(nothing.detach()) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ce", "dice"])
+def test_losses_of_hard_labels_say_what_is_missing(name: str) -> None:
     with pytest.raises(UserError, match="argmax"):
-        loss(logits, soft(random_logits()))
+        LOSSES[name]()(random_logits(), soft(random_logits()))
 
 
 def test_dice_weighs_pixels() -> None:

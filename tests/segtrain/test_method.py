@@ -8,39 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from phantom import make_phantom
+from scenes import PAIRS, SETTINGS, changed, run, weights
 from torch import nn
 
 from segtrain.data import Streams
-from segtrain.method import METHODS, Method, Schedule, load_method, method_text
+from segtrain.method import METHODS, Schedule, load_method, method_text
+from segtrain.models import Seen, SegNet, Widths
 from segtrain.recipe import PATIENCE, SegmentRecipe
-from segtrain.settings import ModelSettings, SegmentSettings
-from segtrain.topology import EmaTeacher, Single
+from segtrain.topology import EmaTeacher, Single, Staged
 from synth.core.checks import UserError
-from synth.core.config import load_config
-from synth.core.loop import LoopSettings
-
-SETTINGS = SegmentSettings(size=32, batch_size=4, unlabelled_batch_size=4, loop=LoopSettings(steps=6),
-                           model=ModelSettings(name="tiny", channels=(8, 16)))
-PAIRS = make_phantom(6, size=32, n_groups=3)
-
-
-def run(method: Method, n_steps: int = 3, *, unlabelled: bool = True) -> tuple[SegmentRecipe, list[dict]]:
-    """Returns the recipe after some steps on the phantom, and what each step logged."""
-    recipe = SegmentRecipe(SETTINGS, method, info=PAIRS.info, has_synthetic=False)
-    streams = Streams.read(SETTINGS, PAIRS, unlabelled=PAIRS if unlabelled else None)
-    logs = [recipe.step(streams.batches(i, 0, 1), i / SETTINGS.loop.steps) for i in range(n_steps)]
-    return recipe, logs
-
-
-def changed(name: str, **changes: object) -> Method:
-    """Returns the packaged method `name` with some fields replaced."""
-    return load_method(load_config(Method, {**load_method(name).model_dump(mode="json"), **changes}))
-
-
-def weights(recipe: SegmentRecipe) -> list[torch.Tensor]:
-    """Returns the student's parameters."""
-    return list(recipe.nets["student"].parameters())
+from synth.core.ema import Ema
 
 
 def test_lambda_zero_is_supervised_bit_for_bit() -> None:
@@ -73,34 +50,72 @@ def test_the_teacher_sees_unmixed_images_and_gets_no_gradient() -> None:
     assert all(p.grad is None and not p.requires_grad for p in recipe.averages["teacher"].net.parameters())
 
 
+class Small(SegNet):
+    """One convolution and a batch norm, in the shape of a segmentation network."""
+
+    def __init__(self) -> None:
+        encoder = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+        super().__init__(nn.Identity(), nn.Identity(), nn.Identity(), stride=1, widths=Widths(2, 2))
+        self.encoder = encoder
+
+    def forward(self, images: torch.Tensor, parts: object = None) -> torch.Tensor | Seen:
+        """Returns the features of images as if they were logits."""
+        x = self.encoder(images)
+        return x if parts is None else Seen(x, x, x)
+
+
 def test_the_teacher_is_the_closed_form_average_buffers_included() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    topology = EmaTeacher(decay=0.6)(net)
-    expected = net[0].weight.detach().clone()
+    net = Small()
+    topology = EmaTeacher(decay=0.6)(lambda name: net)
+    expected = net.encoder[0].weight.detach().clone()
     rng = torch.Generator().manual_seed(0)
     for step in range(1, 6):
         with torch.no_grad():
-            net[0].weight.add_(torch.randn(net[0].weight.shape, generator=rng))
+            net.encoder[0].weight.add_(torch.randn(net.encoder[0].weight.shape, generator=rng))
         net.train()(torch.randn(2, 1, 4, 4, generator=rng))
-        topology.after_step()
+        topology.after_step(step / 5)
         decay = min(0.6, 1 - 1 / (step + 1))
-        expected = decay * expected + (1 - decay) * net[0].weight.detach()
-    teacher = topology.predictor("teacher")
+        expected = decay * expected + (1 - decay) * net.encoder[0].weight.detach()
+    teacher = topology.predictor("teacher").encoder
     assert torch.allclose(teacher[0].weight, expected, atol=1e-6)
-    assert torch.equal(teacher[1].running_mean, net[1].running_mean) and int(teacher[1].num_batches_tracked) == 5
+    assert torch.equal(teacher[1].running_mean, net.encoder[1].running_mean)
+    assert int(teacher[1].num_batches_tracked) == 5
     before = teacher[1].running_mean.clone()
     x = torch.randn(2, 1, 4, 4, generator=rng)
-    assert torch.equal(topology.teacher(x), topology.teacher(x))
+    assert torch.equal(topology.teacher(x, "teacher").logits, topology.teacher(x, "teacher").logits)
     assert torch.equal(teacher[1].running_mean, before)
 
 
 def test_a_single_network_labels_in_evaluation_mode_and_goes_on_training() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).train()
-    topology = Single()(net)
-    assert not topology.teacher(torch.rand(2, 1, 4, 4)).requires_grad
-    assert net.training and int(net[1].num_batches_tracked) == 0
-    with pytest.raises(UserError, match="student only"):
+    net = Small().train()
+    topology = Single()(lambda name: net)
+    assert topology.labeller("student") == "student"
+    assert not topology.teacher(torch.rand(2, 1, 4, 4), "student").logits.requires_grad
+    assert net.training and int(net.encoder[1].num_batches_tracked) == 0
+    with pytest.raises(UserError, match="take one of student"):
         topology.predictor("teacher")
+
+
+def test_an_average_of_two_follows_their_mean() -> None:
+    nets = [Small(), Small()]
+    average = Ema(nets[0], decay=0.5)
+    average.update(*nets)
+    theirs = torch.stack([net.encoder[0].weight.detach() for net in nets])
+    assert torch.allclose(average.net.encoder[0].weight, 0.5 * theirs[0] + 0.5 * theirs.mean(0))
+
+
+def test_a_staged_run_hands_its_student_on_and_starts_anew() -> None:
+    built: dict[str, Small] = {}
+    topology = Staged(n=2)(lambda name: built.setdefault(name, Small()))
+    student = topology.nets["student"]
+    topology.after_step(0.4)
+    assert topology.stage == 0
+    before = student.encoder[0].weight.detach().clone()
+    topology.after_step(0.5)
+    assert torch.equal(topology.averages["teacher"].net.encoder[0].weight, before)
+    assert torch.equal(student.encoder[0].weight, built["student1"].encoder[0].weight)
+    topology.after_step(1.0)
+    assert topology.stage == 1, "the last student is not thrown away"
 
 
 @pytest.mark.parametrize(("unit", "length"), [("fraction", 0.5), ("steps", 50)])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segtrain.targets import Confidence, argmax, confidence, soft
+from segtrain.targets import soft
+from segtrain.targets.filters import argmax, confidence
 from synth.core.checks import UserError
 
 
@@ -36,9 +37,9 @@ def test_filters_chain_and_never_revive_a_pixel() -> None:
 @pytest.mark.parametrize(("n_classes", "tau"), [(2, 0.5), (2, 0.3), (4, 0.25)])
 def test_a_threshold_that_nothing_can_miss_is_refused(n_classes: int, tau: float) -> None:
     with pytest.raises(UserError, match="nothing would be filtered"):
-        Confidence(tau=tau)(soft(torch.zeros(1, n_classes, 2, 2)))
+        confidence(soft(torch.zeros(1, n_classes, 2, 2)), tau=tau)
 
 
 def test_the_threshold_is_not_inert_on_calibrated_predictions() -> None:
     logits = 3 * torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    assert 0.02 < float(Confidence(tau=0.95)(soft(logits)).stats["kept"]) < 0.98
+    assert 0.02 < float(confidence(soft(logits), tau=0.95).stats["kept"]) < 0.98

@@ -6,12 +6,16 @@ import dataclasses
 
 import pytest
 import torch
+from scenes import make_scene, perturbed
 
 from segtrain.geometry import Geometry, draw_geometry, geometry_grid, sample_labels, sample_smooth
 from segtrain.intensity import apply_intensity, draw_intensity
 from segtrain.settings import AugmentSettings, GeometrySettings, IntensitySettings
-from segtrain.targets import Target
-from segtrain.views import PERTURBATIONS, ChainWarp, CutMix, Move, Strong, augment_pairs, draw_boxes, weak
+from segtrain.targets import Target, soft
+from segtrain.targets.filters import argmax
+from segtrain.views import PERTURBATIONS, augment_pairs, weak
+from segtrain.views.basic import CutMix, Move, Strong, draw_boxes
+from segtrain.warps import ChainWarp
 from synth.core.checks import IGNORE
 from synth.core.rng import sample_rng
 
@@ -40,7 +44,7 @@ def smooth(n: int = 3, channels: int = 3, size: int = 16) -> torch.Tensor:
 
 def test_cutmix_moves_image_and_target_alike() -> None:
     images, target = coded()
-    mixed, warp = CutMix(p=1)(images, rngs(4))
+    mixed, warp = CutMix(p=1)(images, rngs(4), None)
     moved = warp.apply(target)
     assert not torch.equal(mixed, images)
     assert torch.equal(mixed[:, 0], moved.hard / 8.0)
@@ -51,7 +55,7 @@ def test_cutmix_moves_image_and_target_alike() -> None:
 
 def test_cutmix_pastes_the_next_row_and_nothing_else() -> None:
     images, _ = coded()
-    mixed, warp = CutMix(p=1)(images, rngs(4))
+    mixed, warp = CutMix(p=1)(images, rngs(4), None)
     assert torch.equal(mixed, torch.where(warp.pasted[:, None], images.roll(-1, 0), images))
 
 
@@ -65,7 +69,7 @@ def test_boxes_keep_their_area_and_can_be_off() -> None:
 
 def test_a_geometric_view_moves_the_target_by_the_same_grid() -> None:
     images, target = coded(size=32)
-    moved, warp = Move(flip_vertical=True, p=1)(images, rngs(4))
+    moved, warp = Move(flip_vertical=True, p=1)(images, rngs(4), None)
     after = warp.apply(target)
     # Bilinear and nearest agree wherever the four neighbours have one value.
     flat = torch.isclose(warp.move(images.square(), nearest=False), moved.square(), atol=1e-5)[:, 0] & after.valid
@@ -109,15 +113,16 @@ def test_elastic_displacement_moves_by_pixels() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PERTURBATIONS))
-def test_every_perturbation_repeats_itself_and_keeps_the_range(name: str) -> None:
-    images = smooth()
-    perturb = PERTURBATIONS[name]()
-    once, warp = perturb(images, rngs(3))
-    again, _ = perturb(images, rngs(3))
-    assert torch.equal(once, again) and once.shape == images.shape
-    assert float(once.abs().max()) <= 1
-    target = Target(None, torch.zeros(3, 16, 16, dtype=torch.long), torch.ones(3, 16, 16), torch.ones(3, 16, 16) > 0)
-    assert warp.apply(target).valid.shape == (3, 16, 16)
+def test_every_perturbation_repeats_itself_and_moves_a_target_of_any_kind(name: str) -> None:
+    scene = make_scene()
+    once, warp = perturbed(name, scene)
+    again, _ = perturbed(name, make_scene())
+    assert torch.equal(once, again) and once.shape == scene.clean.shape
+    assert float(once.abs().max()) <= 1 or name == "noise"
+    target = soft(scene.said("student").logits)
+    moved = warp.apply(argmax(target))
+    assert moved.prob.shape == target.prob.shape and moved.hard.shape == moved.valid.shape == moved.weight.shape
+    assert torch.allclose(moved.prob.sum(1)[moved.valid], torch.ones(()), atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -144,7 +149,7 @@ def test_colours_keep_grey_grey_and_blur_keeps_the_mean() -> None:
 
 def test_strong_never_moves_pixels() -> None:
     images, target = coded()
-    _, warp = Strong()(images, rngs(4))
+    _, warp = Strong()(images, rngs(4), None)
     moved = ChainWarp((warp, warp)).apply(target)
     for field in dataclasses.fields(Target):
         assert getattr(moved, field.name) is getattr(target, field.name)

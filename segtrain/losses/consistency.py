@@ -1,4 +1,4 @@
-"""Losses as functions. Pixels that do not count (ignored, filtered) get a gradient of exactly zero."""
+"""Consistency losses, (logits, Target) -> scalar. Pixels that a filter dropped get a gradient of exactly zero."""
 
 from __future__ import annotations
 
@@ -7,40 +7,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from segtrain.targets import Target
+from segtrain.losses.supervised import soft_dice_loss
+from segtrain.targets.target import Target
 from synth.core.checks import IGNORE, UserError
 from synth.core.config import Settings
-from synth.core.space import labels_to_onehot
-
-EPS = 1e-5
-
-
-def masked_ce(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns the mean cross-entropy (scalar) of logits (B, K, H, W) over labels (B, H, W) != 255; 0 without any."""
-    counted = (labels != IGNORE).sum().clamp(min=1)
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / counted
-
-
-def soft_dice_loss(logits: torch.Tensor, labels: torch.Tensor, *, weight: torch.Tensor | None = None) -> torch.Tensor:
-    """Returns 1 - mean_k (2 sum w p_k y_k + e) / (sum w p_k^2 + sum w y_k^2 + e), a scalar.
-
-    Logits are (B, K, H, W), labels (B, H, W) with 255 = ignore, weight (B, H, W), 1 where not given. Sums run over the
-    batch's counted pixels; with none, the loss is 0. Squared denominators as in V-Net (Milletari et al. 2016, eq. of
-    section 3).
-    """
-    counted = (labels != IGNORE)[:, None].float()
-    if weight is not None:
-        counted = counted * weight[:, None]
-    prob, onehot = logits.float().softmax(dim=1), labels_to_onehot(labels, logits.shape[1])
-    dims = (0, 2, 3)
-    overlap = (counted * prob * onehot).sum(dims)
-    sizes = (counted * (prob.square() + onehot.square())).sum(dims)
-    return 1 - ((2 * overlap + EPS) / (sizes + EPS)).mean()
-
-
-def supervised(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns half cross-entropy, half soft Dice (scalar) of logits (B, K, H, W) and labels (B, H, W), 255 = ignore."""
-    return 0.5 * (masked_ce(logits, labels) + soft_dice_loss(logits, labels))
 
 
 def _pseudo_labels(target: Target, loss: str) -> torch.Tensor:
@@ -87,5 +57,15 @@ class Dice(Settings):
         return soft_dice_loss(logits, _pseudo_labels(target, "dice"), weight=target.weight)
 
 
-LOSSES: dict[str, type[Settings]] = {"ce": Ce, "dice": Dice}
-"""Consistency losses by the name that method files use."""
+class Mse(Settings):
+    """Slot member `mse`: mean squared difference of probabilities over the classes and the valid pixels, weighted."""
+
+    def __call__(self, logits: torch.Tensor, target: Target) -> torch.Tensor:
+        """Returns the loss (scalar) of logits (B, K, H, W)."""
+        counted = target.weight * target.valid
+        squared = (logits.float().softmax(dim=1) - target.prob).square().mean(dim=1)
+        return (counted * squared).sum() / target.valid.sum().clamp(min=1)
+
+
+CONSISTENCY: dict[str, type[Settings]] = {"ce": Ce, "dice": Dice, "mse": Mse}
+"""Losses of this module by the name that method files use."""

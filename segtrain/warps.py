@@ -1,0 +1,91 @@
+"""Where the pixels of a view came from: what moves an image moves its target by the same Warp."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from segtrain.geometry import inside_grid, sample_nearest, sample_smooth
+from segtrain.targets.target import Target
+
+Rngs = Sequence[torch.Generator]
+"""One generator per image of a batch."""
+
+
+class Warp(ABC):
+    """Where the pixels of a view came from."""
+
+    @abstractmethod
+    def move(self, values: torch.Tensor, *, nearest: bool) -> torch.Tensor:
+        """Returns values (B, C, H, W) or (B, H, W) moved like the images; `nearest` for what must not be blended."""
+
+    def known(self, valid: torch.Tensor) -> torch.Tensor:
+        """Returns valid (B, H, W) bool moved like the images, False where nothing came from."""
+        return self.move(valid, nearest=True)
+
+    def apply(self, target: Target) -> Target:
+        """Returns `target` with prob (B, K, H, W), hard, weight and valid (B, H, W) moved like the images."""
+        return replace(
+            target, prob=None if target.prob is None else self.move(target.prob, nearest=False),
+            hard=None if target.hard is None else self.move(target.hard, nearest=True),
+            weight=self.move(target.weight, nearest=False), valid=self.known(target.valid))
+
+
+class Stay(Warp):
+    """Nothing moved."""
+
+    def move(self, values: torch.Tensor, *, nearest: bool) -> torch.Tensor:
+        """Returns values (B, C, H, W) or (B, H, W) as they are."""
+        return values
+
+
+@dataclass(frozen=True)
+class GridWarp(Warp):
+    """Output pixels come from positions `grid` (B, H, W, 2) of the input."""
+
+    grid: torch.Tensor
+
+    def move(self, values: torch.Tensor, *, nearest: bool) -> torch.Tensor:
+        """Returns values (B, C, H, W) or (B, H, W) sampled at the grid."""
+        if nearest:
+            return sample_nearest(values, self.grid)
+        return sample_smooth(values, self.grid) if values.ndim == 4 else sample_smooth(values[:, None], self.grid)[:, 0]
+
+    def known(self, valid: torch.Tensor) -> torch.Tensor:
+        """Returns valid (B, H, W) bool sampled at the grid, False beyond the border."""
+        return sample_nearest(valid, self.grid) & inside_grid(self.grid)
+
+
+@dataclass(frozen=True)
+class MixWarp(Warp):
+    """Pixels in `pasted` (B, H, W) bool come from the batch's row `partner` (B,), the rest stay."""
+
+    pasted: torch.Tensor
+    partner: torch.Tensor
+
+    def move(self, values: torch.Tensor, *, nearest: bool) -> torch.Tensor:
+        """Returns values (B, C, H, W) or (B, H, W) with the partner's pixels pasted."""
+        pasted = self.pasted if values.ndim == 3 else self.pasted[:, None]
+        return torch.where(pasted, values[self.partner], values)
+
+
+@dataclass(frozen=True)
+class ChainWarp(Warp):
+    """One warp after another."""
+
+    warps: tuple[Warp, ...]
+
+    def move(self, values: torch.Tensor, *, nearest: bool) -> torch.Tensor:
+        """Returns values (B, C, H, W) or (B, H, W) moved by each warp in turn."""
+        for warp in self.warps:
+            values = warp.move(values, nearest=nearest)
+        return values
+
+    def known(self, valid: torch.Tensor) -> torch.Tensor:
+        """Returns valid (B, H, W) bool moved by each warp in turn."""
+        for warp in self.warps:
+            valid = warp.known(valid)
+        return valid

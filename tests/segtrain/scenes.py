@@ -1,0 +1,73 @@
+"""Small recipes and steps on the phantom, for tests of methods and of what their slots do."""
+
+from __future__ import annotations
+
+import torch
+from phantom import make_phantom
+
+from segtrain.data import Streams
+from segtrain.method import Method, load_method
+from segtrain.models import build_model
+from segtrain.recipe import SegmentRecipe
+from segtrain.scene import Scene, Supervised
+from segtrain.settings import AugmentSettings, ModelSettings, SegmentSettings
+from segtrain.targets import Target, from_labels
+from segtrain.topology import Topology
+from segtrain.views import PERTURBATIONS
+from synth.core.config import load_config
+from synth.core.loop import LoopSettings
+
+SETTINGS = SegmentSettings(size=32, batch_size=4, unlabelled_batch_size=4, loop=LoopSettings(steps=6),
+                           model=ModelSettings(name="tiny", channels=(8, 16)))
+PAIRS = make_phantom(6, size=32, n_groups=3)
+
+
+def changed(name: str, **changes: object) -> Method:
+    """Returns the packaged method `name` with some fields replaced."""
+    return load_method(load_config(Method, {**load_method(name).model_dump(mode="json"), **changes}))
+
+
+def run(method: Method | str, n_steps: int = 3, *, unlabelled: bool = True, settings: SegmentSettings = SETTINGS
+        ) -> tuple[SegmentRecipe, list[dict[str, torch.Tensor]]]:
+    """Returns the recipe after some steps on the phantom, and what each step logged."""
+    method = load_method(method)
+    recipe = SegmentRecipe(settings, method, info=PAIRS.info, has_synthetic=False)
+    streams = Streams.read(settings, PAIRS, unlabelled=PAIRS if unlabelled else None, inputs=method.inputs())
+    steps = settings.loop.steps
+    return recipe, [recipe.step(streams.batches(i, 0, 1), i / steps) for i in range(n_steps)]
+
+
+def weights(recipe: SegmentRecipe, name: str | None = None) -> list[torch.Tensor]:
+    """Returns the parameters of the network `name`; without one, of the first."""
+    return list(recipe.nets[name or next(iter(recipe.nets))].parameters())
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    """Returns whether two lists of parameters are equal, bit for bit."""
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def make_scene(n: int = 3, *, size: int = 16, channels: int = 1, n_classes: int = 2, seed: int = 0) -> Scene:
+    """Returns one step's scene: `n` labelled and `n` unlabelled smooth images, a tiny network, nothing perturbed."""
+    rng = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(2 * n, channels, 4, 4, generator=rng) * 2 - 1
+    images = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear", align_corners=True)
+    labels = (images.mean(1) > 0).long() + (n_classes > 2) * (images.mean(1) > 0.5).long()
+    model = ModelSettings(name="tiny", channels=(8, 16))
+    topology = Topology({"student": build_model("tiny", channels, n_classes, model)})
+    given = Supervised(images[:n], labels[:n], torch.zeros(n, dtype=torch.bool), torch.arange(n), tuple(range(n)))
+    batch = {"images": images[:n], "labels": labels[:n], "unlabelled": images[n:],
+             "unlabelled_seeds": torch.arange(n) + 100, "unlabelled_rows": torch.arange(n)}
+    scene = Scene(0, 0.0, 10, n_classes, topology, {}, {}, batch, given)
+    scene.show_clean(AugmentSettings().geometry)
+    return scene
+
+
+def hard_target(labels: torch.Tensor, n_classes: int = 2) -> Target:
+    """Returns the target that says `labels` (B, H, W)."""
+    return from_labels(labels, n_classes)
+
+
+def perturbed(name: str, scene: Scene, **settings: object) -> tuple[torch.Tensor, object]:
+    """Returns what the perturbation `name` makes of the scene's clean images."""
+    return PERTURBATIONS[name](**settings)(scene.clean, scene.rngs("test"), scene)
