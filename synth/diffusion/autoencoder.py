@@ -16,7 +16,7 @@ from synth.core.rng import derive_seed
 from synth.core.space import pixels_to_unit
 from synth.diffusion.codec import Codec, encode_moments
 from synth.diffusion.discriminator import adaptive_weight, build_discriminator, hinge_loss
-from synth.diffusion.settings import AutoencoderSettings
+from synth.diffusion.settings import AutoencoderSettings, widths_of
 from synth.features import load_features, perceptual_distance
 
 ADVERSARIAL_SCALARS = ("adversarial", "adversarial_weight", "discriminator")
@@ -25,11 +25,11 @@ ADVERSARIAL_SCALARS = ("adversarial", "adversarial_weight", "discriminator")
 
 def build_autoencoder(settings: AutoencoderSettings, *, channels: int, size: int) -> AutoencoderKL:
     """Returns an untrained diffusers AutoencoderKL for images (B, channels, size, size)."""
-    n = len(settings.widths)
+    widths = widths_of(settings, size)
     return AutoencoderKL(
         in_channels=channels, out_channels=channels, latent_channels=settings.latent_channels, sample_size=size,
-        down_block_types=("DownEncoderBlock2D",) * n, up_block_types=("UpDecoderBlock2D",) * n,
-        block_out_channels=settings.widths, layers_per_block=settings.layers, norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * len(widths), up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths, layers_per_block=settings.layers, norm_num_groups=8,
         mid_block_add_attention=False)
 
 

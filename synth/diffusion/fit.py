@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from diffusers.utils import logging as diffusers_logging
-from scipy.ndimage import distance_transform_edt, label
 
 from synth.core.checks import IGNORE, UserError
 from synth.core.config import save_config
@@ -34,7 +32,6 @@ from synth.diffusion.batches import CachedView, cut_crops, denoiser_batches, vie
 from synth.diffusion.codec import (
     Codec,
     PixelCodec,
-    choose_space,
     latent_channels,
     latent_factor,
     latents_to_unit,
@@ -44,6 +41,7 @@ from synth.diffusion.codec import (
 from synth.diffusion.denoiser import DenoiserRecipe, build_denoiser, build_scheduler, labels_to_coverage
 from synth.diffusion.health import Health, enforce_health, measure_health
 from synth.diffusion.inpaint import InpaintPipeline
+from synth.diffusion.plan import check_settings, resolve_settings, run_identity
 from synth.diffusion.settings import InpaintSettings
 
 
@@ -99,21 +97,6 @@ def training_crops(labelled: PairSet, unlabelled: ImageSet | None, settings: Inp
             for crop, other in zip(crops, others, strict=True)]
 
 
-def median_thickness(masks: Iterable[np.ndarray]) -> float | None:
-    """Returns the median, over objects, of the diameter of the largest disc inside, px; None without an object.
-
-    Args:
-        masks: labels (H, W) of each image, 255 = unknown.
-    """
-    found = []
-    for mask in masks:
-        for k in np.unique(mask[(mask > 0) & (mask != IGNORE)]):
-            parts, n = label(mask == k)
-            depth = distance_transform_edt(parts > 0)
-            found += [2 * float(depth[parts == i].max()) for i in range(1, n + 1)]
-    return float(np.median(found)) if found else None
-
-
 def _save_pipeline(pipeline: InpaintPipeline, out: Path) -> None:
     """Moves the saved pipeline into `out`, its index last: a folder with an index is a whole pipeline."""
     staging = out / ".pipeline"
@@ -138,43 +121,6 @@ def load_pipeline(folder: Path) -> InpaintPipeline:
         diffusers_logging.enable_progress_bar()
 
 
-def _resolve(settings: InpaintSettings, labelled: PairSet) -> InpaintSettings:
-    """Returns the settings with `autoencoder.kind` decided."""
-    ae = settings.autoencoder
-    if ae.kind != "auto" or ae.pretrained:
-        return settings
-    arrays = labelled.native(settings.size) if settings.scale == "native" else labelled.arrays(settings.size)
-    kind = choose_space(median_thickness(arrays.masks))
-    return settings.model_copy(update={"autoencoder": ae.model_copy(update={"kind": kind})})
-
-
-def _check_size(settings: InpaintSettings, *, factor: int) -> None:
-    side = factor * 2 ** (len(settings.denoiser.widths) - 1)
-    if settings.size % side:
-        raise UserError(f"size={settings.size}", rule=f"the size must be a multiple of {side} for these widths",
-                        repair="choose such a size")
-
-
-def _check_settings(settings: InpaintSettings, *, n_ranks: int) -> None:
-    ae, dn = settings.autoencoder, settings.denoiser
-    if not ae.pretrained:
-        _check_size(settings, factor=ae.patch if ae.kind == "pixels" else 2 ** (len(ae.widths) - 1))
-    if len(dn.attention) != len(dn.widths):
-        raise UserError(f"denoiser.attention={list(dn.attention)}", rule="it has one entry for each of "
-                        f"denoiser.widths={list(dn.widths)}", repair="write as many of both")
-    low, high = settings.sampler.margin_cells
-    if not 0 <= low <= high:
-        raise UserError(f"sampler.margin_cells={[low, high]}", rule="it is the fewest and the most cells",
-                        repair="write for example [1, 3]")
-    if settings.sampler.mode != "surroundings" and not dn.labels:
-        raise UserError(f"sampler.mode={settings.sampler.mode}", rule="it needs a denoiser that learns labels",
-                        repair="write denoiser.labels=true")
-    for name, batch_size in (("autoencoder", ae.batch_size), ("denoiser", dn.batch_size)):
-        if batch_size % n_ranks:
-            raise UserError(f"{name}.batch_size={batch_size}", rule=f"it is no multiple of the {n_ranks} processes",
-                            repair="change it or the number of processes")
-
-
 def fit_inpaint(
     settings: InpaintSettings, labelled: PairSet, unlabelled: ImageSet | None, out: Path
 ) -> InpaintPipeline:
@@ -186,28 +132,23 @@ def fit_inpaint(
         UserError: if the settings or the sets do not fit together, the autoencoder is not fit to be painted with, or
             `out` holds another run.
     """
-    settings = _resolve(settings, labelled)
-    _check_settings(settings, n_ranks=PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes)
-    own = settings.autoencoder.pretrained
-    if own and not (out / "model_index.json").exists():  # a finished generator needs it no more
-        _check_size(settings, factor=latent_factor(load_codec(own, channels=labelled.info.channels)))
+    settings = resolve_settings(settings, labelled)
+    check_settings(settings, n_ranks=PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes)
     if settings.scale == "native":
         views = training_crops(labelled, unlabelled, settings)
     else:
         views = [training_images(labelled, unlabelled, settings.size, labels=settings.denoiser.labels)]
-    # How it paints is no part of how it was fitted: other sampler settings need no other fit.
-    identity = settings.model_dump(mode="json", exclude={"data", "out", "health", "sampler"})
     images = "-".join(view.fingerprint() for view in views)
-    claim_folder(out, kind="inpaint", identity={"settings": identity, "images": images})
-    if (out / "model_index.json").exists():
-        return load_pipeline(out).with_sampler(settings.sampler)
-    save_config(settings, out / "config.yaml")
-    pipeline = _train_pipeline(settings, views, out)
-    if PartialState().is_main_process:
-        _save_pipeline(pipeline, out)
-    PartialState().wait_for_everyone()
+    claim_folder(out, kind="inpaint", identity=run_identity(settings, out, images=images,
+                                                            channels=labelled.info.channels))
+    if not (out / "model_index.json").exists():
+        save_config(settings, out / "config.yaml")
+        pipeline = _train_pipeline(settings, views, out)
+        if PartialState().is_main_process:
+            _save_pipeline(pipeline, out)
+        PartialState().wait_for_everyone()
     # What is returned is what was saved, so a fresh fit and a reloaded one cannot differ.
-    return load_pipeline(out)
+    return load_pipeline(out).with_sampler(settings.sampler)
 
 
 def _codec(settings: InpaintSettings, arrays: Arrays, out: Path) -> Codec:

@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, EDMEulerScheduler, UNet2DModel
-from diffusers.utils import BaseOutput
-from PIL import Image
 
 from synth.core.checks import UserError
-from synth.core.files import hash_json, sha256
+from synth.core.files import hash_json
 from synth.core.rng import randn_each, sample_rng
-from synth.core.space import from_channels, unit_to_pixels
-from synth.diffusion.codec import Codec, PixelCodec, latent_factor, latents_to_unit, unit_to_latents
+from synth.diffusion.codec import (
+    Codec,
+    PixelCodec,
+    latent_factor,
+    latents_to_unit,
+    own_config,
+    unit_to_latents,
+    weights_hash,
+)
 from synth.diffusion.denoiser import Told, labels_to_coverage
+from synth.diffusion.forms import InpaintOutput, draw_seeds, unit_to_output
+from synth.diffusion.network import Network, precision_on
 from synth.diffusion.regions import blend_alpha, draw_margins, grow_cells, keep_to_latent
 from synth.diffusion.samplers import SAMPLERS, Known, Walk, n_evaluations, resampling_walk
 from synth.diffusion.settings import PRESETS, SamplerSettings, Scale
 from synth.diffusion.tiles import Canvas, check_canvas, counted, pad_to_multiple, paint_apart, tiled
 from synth.generator import Generator
-
-
-@dataclass
-class InpaintOutput(BaseOutput):
-    """Painted images: unit (B, C, H, W) for "pt", (B, H, W, C) in [0, 1] for "np", a list for "pil"."""
-
-    images: torch.Tensor | np.ndarray | list[Image.Image]
-
-
-def _seeds(n: int, seeds: Sequence[int] | None,
-           generator: torch.Generator | Sequence[torch.Generator] | None) -> Sequence[int]:
-    """Returns one seed per image: as given, or drawn from the generator(s)."""
-    if seeds is not None and generator is not None:
-        raise UserError("seeds and generator", rule="both say where the noise comes from", repair="give one of them")
-    if seeds is not None:
-        return seeds
-    if isinstance(generator, Sequence):
-        return [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generator]
-    device = generator.device if generator is not None else "cpu"
-    return torch.randint(2**62, (n,), generator=generator, device=device).tolist()
 
 
 class InpaintPipeline(DiffusionPipeline, Generator):
@@ -55,6 +40,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
             may be swapped in.
         n_classes: of the labels it may be told. tells_labels: whether it learnt them.
         sampler ... mode: defaults of a call, see `SamplerSettings`; `with_sampler` changes them.
+        precision, compile: see there; these two are not saved.
         unit_low, unit_high: pixel values that are -1 and 1 in unit space. scale: see `InpaintSettings`.
     """
 
@@ -68,6 +54,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         jump_repeats: int = 1, margin_cells: list[int] = (1, 3), guidance: float = 1.0,
         mode: str = "surroundings", texture: str = "source", unit_low: float = 0.0, unit_high: float = 255.0,
         scale: str = "fit", tile_batch: int = 16,
+        precision: str = "auto", compile: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
         super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
@@ -75,6 +62,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
             n_classes=n_classes, tells_labels=tells_labels, sampler=sampler, n_steps=n_steps, eta=eta,
             jump_length=jump_length, jump_repeats=jump_repeats, margin_cells=list(margin_cells), guidance=guidance,
             mode=mode, texture=texture, unit_low=unit_low, unit_high=unit_high, scale=scale, tile_batch=tile_batch)
+        self.machine: dict[str, str | bool] = {"precision": precision, "compile": compile}
 
     @property
     def factor(self) -> int:
@@ -104,7 +92,8 @@ class InpaintPipeline(DiffusionPipeline, Generator):
     @property
     def sampler(self) -> SamplerSettings:
         """How it paints unless a call says otherwise."""
-        return SamplerSettings(**{name: self.config[name] for name in SamplerSettings.model_fields})
+        saved = {name: self.config[name] for name in SamplerSettings.model_fields if name not in self.machine}
+        return SamplerSettings(**saved, **self.machine)
 
     def with_sampler(self, settings: SamplerSettings | str) -> InpaintPipeline:
         """Returns this pipeline, same networks, with other sampler settings, or with a preset's on top of its own.
@@ -123,10 +112,25 @@ class InpaintPipeline(DiffusionPipeline, Generator):
                and k not in (*self.components, *SamplerSettings.model_fields)}
         return InpaintPipeline(**self.components, **own, **settings.model_dump())
 
+    @property
+    def precision(self) -> str:
+        """What the network computes in on the device where it is: "no" (float32), "bf16" or "fp16"."""
+        return precision_on(self.machine["precision"], self.device)
+
     def sampler_settings(self) -> dict[str, float | int | str | list[int]]:
-        """Returns every setting that `sample` uses."""
+        """Returns every setting that `sample` uses: the saved ones, and what of the machine's changes its numbers."""
+        found = {"precision": self.precision, "compile": self.machine["compile"]}
+        return {**self._saved(), **{k: v for k, v in found.items() if v not in ("no", False)}}
+
+    def _saved(self) -> dict[str, float | int | str | list[int]]:
         return {"scheduler": type(self.scheduler).__name__, "ring_px": self.ring_px,
-                **self.sampler.model_dump(mode="json")}
+                **self.sampler.model_dump(mode="json", exclude=set(self.machine))}
+
+    def _network(self) -> UNet2DModel | Network:
+        """Returns what the samplers ask: the denoiser itself, unless precision or compilation stand before it."""
+        precision, compiled = self.precision, self.machine["compile"]
+        plain = precision == "no" and not compiled
+        return self.unet if plain else Network(self.unet, precision=precision, compiled=compiled)
 
     @property
     def ring_px(self) -> int:
@@ -134,17 +138,13 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         return self.factor
 
     def content_hash(self) -> str:
-        """Returns 16 hexadecimal digits over weights and configuration of all parts, and the sampler settings."""
-        parts: dict[str, object] = {"sampler": self.sampler_settings(), "range": self.intensity_range,
+        """Returns 16 hexadecimal digits over weights and configuration of all parts, and the saved sampler settings."""
+        parts: dict[str, object] = {"sampler": self._saved(), "range": self.intensity_range,
                                     "told": [self.config.n_classes, self.config.tells_labels],
                                     "scale": self.scale}
         for name, part in (("vae", self.vae), ("unet", self.unet), ("scheduler", self.scheduler)):
-            # Keys that begin with "_" say where a part was loaded from and by which version, not what it is.
-            parts[f"{name}_config"] = {k: v for k, v in part.config.items() if not k.startswith("_")}
-        for name, net in (("vae", self.vae), ("unet", self.unet)):
-            weights = b"".join(v.detach().cpu().contiguous().numpy().tobytes() for v in net.state_dict().values())
-            parts[name] = sha256(weights)
-        return hash_json(parts)
+            parts[f"{name}_config"] = own_config(part)
+        return hash_json({**parts, "vae": weights_hash(self.vae), "unet": weights_hash(self.unet)})
 
     def levels(self, n_steps: int, *, strength: float = 1.0) -> torch.Tensor:
         """Returns the noise levels (n + 1,) from 0 (clean) to the noisiest that `strength` leaves."""
@@ -220,7 +220,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         if strength < 1:  # else pure noise: nothing of the old surrounding may leak in
             latents = latents + source
         told = Told.of(source, held, self._coverage(canvas.labels, canvas.image.shape))
-        denoise = tiled(self.unet, told, held, guidance=self.config.guidance, tile_batch=self.config.tile_batch)
+        denoise = tiled(self._network(), told, held, guidance=self.config.guidance, tile_batch=self.config.tile_batch)
         latents = SAMPLERS[self.config.sampler](
             counted(denoise, tick), latents, sigmas, walk=self.walk(len(sigmas) - 1), rngs=rngs,
             eta=self.config.eta, known=Known(source, held, [sample_rng(s, "known") for s in seeds]))
@@ -278,11 +278,6 @@ class InpaintPipeline(DiffusionPipeline, Generator):
                     callback_on_step_end(done, total)
 
             keep = self.kept(mask)
-            unit = self.paint(image, keep, seeds=_seeds(len(image), seeds, generator), labels=mask,
+            unit = self.paint(image, keep, seeds=draw_seeds(len(image), seeds, generator), labels=mask,
                               n_steps=num_inference_steps, strength=strength, callback=tick).cpu()
-        if output_type == "pt":
-            return InpaintOutput(images=unit)
-        if output_type == "np":
-            return InpaintOutput(images=((unit + 1) / 2).permute(0, 2, 3, 1).numpy())
-        pixels = unit_to_pixels(unit, (0.0, 255.0), np.dtype(np.uint8))
-        return InpaintOutput(images=[Image.fromarray(from_channels(p)) for p in pixels])
+        return unit_to_output(unit, output_type)

@@ -177,8 +177,8 @@ def sample_heun(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tensor, *
                 rngs: Sequence[torch.Generator], known: Known | None = None, eta: float = 0.0) -> torch.Tensor:
     """Returns clean latents (B, c, h, w), by Heun's method: second order, two evaluations a step.
 
-    Karras et al. 2022, algorithm 1 (2 with churn, as `sample_euler`); the move to level 0 is Euler's. Arguments as
-    `sample_ddim`.
+    Karras et al. 2022, algorithm 1 (2 with churn, as `sample_euler`); the move to level 0 is Euler's. Both evaluations
+    see the known region at their own level, with one noise. Arguments as `sample_ddim`.
     """
     gamma = _churn(eta, len(sigmas) - 1)
 
@@ -188,6 +188,8 @@ def sample_heun(denoise: Denoise, latents: torch.Tensor, sigmas: torch.Tensor, *
         slope = (x - clean) / high
         ahead = x + (there - high) * slope
         if there > 0:
+            if known is not None:  # the network's guess is not what it is
+                ahead = torch.where(known.keep, known.latents + there / high * (x - known.latents), ahead)
             slope = 0.5 * (slope + (ahead - denoise(ahead, there)) / there)
             ahead = x + (there - high) * slope
         return ahead, clean

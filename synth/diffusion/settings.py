@@ -22,13 +22,14 @@ class DataSettings(Settings):
 
 
 class AutoencoderSettings(Settings):
-    """The KL autoencoder. Down-sampling f = 2^(len(widths) - 1): three widths give f = 4.
+    """The KL autoencoder. Down-sampling f = 2^(len(widths) - 1): three widths give f = 4, four f = 8.
 
     Attributes:
         kind: "kl" = this autoencoder; "pixels" = none, the denoiser works on the pixels themselves (f = 1); "auto" =
             pixels where the median object is under 16 px across, else kl.
         patch: of "pixels": patch x patch pixels become channels of one cell, without loss.
         pretrained: local folder of an AutoencoderKL, AutoencoderTiny or PixelCodec to use in the place of training one.
+        widths: None = by `size`, see `widths_of`.
         perceptual_weight, adversarial_weight: of these terms beside the L1; 0 = without. The adversarial weight is a
             share of the gradient of all other terms in the last layer, so it needs no tuning to the image range.
         adversarial_start: share of the run after which the discriminator begins.
@@ -38,7 +39,7 @@ class AutoencoderSettings(Settings):
     kind: Literal["auto", "kl", "pixels"] = "auto"
     patch: Literal[1, 2, 4, 8] = 2
     pretrained: str | None = None
-    widths: tuple[int, ...] = (64, 128, 128)
+    widths: tuple[int, ...] | None = None
     layers: int = Field(1, ge=1)
     latent_channels: int = Field(4, ge=1)
     batch_size: int = Field(16, ge=1)
@@ -50,6 +51,17 @@ class AutoencoderSettings(Settings):
     features: FeatureName = "auto"
     kl_weight: float = Field(1e-6, ge=0)
     loop: LoopSettings = LoopSettings(steps=10000)
+
+
+def widths_of(settings: AutoencoderSettings, size: int) -> tuple[int, ...]:
+    """Returns the autoencoder's widths for images of `size` px: as set, else three below 512 px and four from there on.
+
+    So a latent has 64 to 127 cells a side from 256 px on up to 1016 px: what fine structure needs, and what the
+    denoiser's attention, whose cost grows with the fourth power of that side, can bear.
+    """
+    if settings.widths is not None:
+        return settings.widths
+    return (64, 128, 128) if size < 512 else (64, 128, 256, 256)
 
 
 class DenoiserSettings(Settings):
@@ -91,6 +103,7 @@ class DenoiserSettings(Settings):
     loop: LoopSettings = LoopSettings(steps=20000)
 
 
+Precision = Literal["auto", "no", "bf16", "fp16"]
 SamplerName = Literal["ddim", "euler", "heun", "dpmpp_2m"]
 Mode = Literal["surroundings", "object", "layout"]
 Scale = Literal["fit", "native"]
@@ -99,16 +112,25 @@ Scale = Literal["fit", "native"]
 class SamplerSettings(Settings):
     """How a pair is painted.
 
+    All are saved with the generator but `precision` and `compile`, which are the machine's: say those where you draw. A
+    pair's provenance has them where they are not float32 and uncompiled, so no set is drawn half in one, half in
+    another; the generator's content hash does not.
+
     Attributes:
         sampler: see `synth.diffusion.samplers`. n_steps: noise levels. eta: 0 = deterministic, 1 = ancestral (churn).
         jump_length, jump_repeats: RePaint's resampling (repeats 1 = none).
         margin_cells: fewest and most latent cells by which the keep mask is grown; drawn anew for each pair, so that
-            the transition is at no fixed distance from the label.
+            the transition is at no fixed distance from the label. A cell is f px wide.
         guidance: classifier-free guidance by the labels; 1 = none, else two evaluations a step.
         texture: of the kept pixels. "source" = bit for bit as they are in the transformed source; "codec" = the source
             is first sent through the codec, so that kept and painted pixels have one texture: a network then finds the
             transition less easily, but what it learns from is no longer the scanner's pixels.
         tile_batch: of an image larger than the generator, tiles that go through the network together.
+        precision: of the network; noise levels, known region and the sampler's state are float32 in any. "auto" = bf16
+            on GPUs that have it, else "no" (float32). Against float32, untrained networks differ by up to two grey
+            levels of 256 in bf16, by a quarter of one in fp16; so may a pair alone and in a batch of another size.
+        compile: the network, by torch.compile. It changes the last bits, and takes half a minute or more for each size
+            of batch (powers of two): for large sets.
         mode: what is painted. surroundings = everything but the foreground (AugPaint); object = the foreground inside
             its own mask, the surroundings kept; layout = everything, from the labels alone.
     """
@@ -123,6 +145,8 @@ class SamplerSettings(Settings):
     mode: Mode = "surroundings"
     texture: Literal["source", "codec"] = "source"
     tile_batch: int = Field(16, ge=1)
+    precision: Precision = "auto"
+    compile: bool = False
 
 
 PRESETS: dict[str, dict[str, str | int | float]] = {

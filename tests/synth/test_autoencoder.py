@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from phantom import make_phantom
 from tiny import AUTOENCODER, launch
 
-import synth.features
+import synth.core.pretrained
 from synth.core.checks import UserError
 from synth.core.loop import LoopSettings, train
 from synth.core.pairs import Arrays, DataInfo, PairSet
@@ -277,7 +277,7 @@ def test_a_run_does_not_go_on_with_other_features(tmp_path: Path, monkeypatch: p
     batches = image_batches(make_phantom(4, size=32).arrays(32), batch_size=4, seed=0, flip=True)
     settings = adversarial(features="auto")
     train(fresh(settings), batches, tmp_path, LoopSettings(steps=1))
-    monkeypatch.setattr(synth.features, "PACKAGE", "no_such_package_anywhere")
+    monkeypatch.setattr(synth.core.pretrained, "PACKAGE", "no_such_package_anywhere")
     with pytest.raises(UserError, match="features='random.*began with 'efficientnet_lite0.*new folder"):
         train(fresh(settings), batches, tmp_path, LoopSettings(steps=2))
 

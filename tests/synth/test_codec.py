@@ -127,6 +127,34 @@ def test_a_finished_generator_needs_the_autoencoder_it_began_with_no_more(tmp_pa
     assert synth.fit(FIT, PAIRS, **asked).content_hash() == content
 
 
+def test_an_autoencoder_is_known_by_its_weights_and_not_by_its_folder(tmp_path: Path) -> None:
+    def fit(folder: Path) -> str:
+        overrides = [f"autoencoder.pretrained={folder}"]
+        return synth.fit(FIT, PAIRS, out=tmp_path / "run", overrides=overrides).content_hash()
+
+    mine = own_autoencoder("AutoencoderTiny")
+    mine.save_pretrained(tmp_path / "own")
+    content = fit(tmp_path / "own")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    shutil.move(tmp_path / "own", tmp_path / "moved")
+    assert fit(tmp_path / "moved") == content == fit(tmp_path / "own"), "moved, or gone when all is done"
+    (tmp_path / "run" / "model_index.json").rename(tmp_path / "aside")
+    with pytest.raises(UserError, match=r"no config\.json"):
+        fit(tmp_path / "own")
+    with torch.no_grad():
+        next(mine.parameters()).flatten()[0].add_(1e-3)
+    mine.save_pretrained(tmp_path / "moved")
+    for finished in (False, True):
+        if finished:
+            (tmp_path / "aside").rename(tmp_path / "run" / "model_index.json")
+        with pytest.raises(UserError, match="another inpaint run .*weights of autoencoder.pretrained"):
+            fit(tmp_path / "moved")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()} == {
+        p: t for p, t in before.items() if p.is_file()}
+    with pytest.raises(UserError, match="another inpaint run .*settings"):
+        synth.fit(FIT, PAIRS, out=tmp_path / "run")
+
+
 @pytest.mark.parametrize("kind", ["pixels", "kl"])
 def test_where_all_latents_are_held_the_decoder_gives_back_the_round_trip(kind: str) -> None:
     """A margin that reaches every cell leaves the sampler nothing to paint: what comes out is D(E(x)), bit for bit."""

@@ -13,14 +13,20 @@ from tiny import FIT, launch
 
 import synth
 from synth.core.checks import UserError
+from synth.core.config import load_config
 from synth.core.loop import TrainResult
 from synth.core.loop import train as real_train
 from synth.core.pairs import ImageSet, PairSet, memory_set
 from synth.diffusion import fit as fit_module
-from synth.diffusion.fit import median_thickness, training_images
+from synth.diffusion.autoencoder import build_autoencoder
+from synth.diffusion.codec import latent_factor
+from synth.diffusion.fit import training_images
 from synth.diffusion.inpaint import InpaintPipeline
+from synth.diffusion.plan import check_settings, median_thickness, resolve_settings
+from synth.diffusion.settings import AutoencoderSettings, InpaintSettings
 
 HERE = Path(__file__).parent
+CONFIGS = HERE.parents[1] / "configs"
 PAIRS = make_phantom(6, size=32)
 
 
@@ -189,6 +195,25 @@ def test_what_is_left_open_is_decided_and_written_down(tmp_path: Path) -> None:
     assert type(synth.fit(quick, thin, out=tmp_path / "thin").vae).__name__ == "PixelCodec"
     assert "kind: pixels" in (tmp_path / "thin" / "config.yaml").read_text()
     assert not (tmp_path / "thin" / "autoencoder").exists(), "nothing to train"
+
+
+@pytest.mark.parametrize(("size", "factor"), [(128, 4), (496, 4), (512, 8), (1024, 8)])
+def test_open_widths_follow_the_size_and_stated_ones_stay(size: int, factor: int) -> None:
+    own = AutoencoderSettings(kind="kl")
+    decided = resolve_settings(InpaintSettings(size=size, autoencoder=own), PAIRS)
+    assert 2 ** (len(decided.autoencoder.widths) - 1) == factor == latent_factor(build_autoencoder(
+        own, channels=1, size=size))
+    stated = InpaintSettings(size=size, autoencoder={"kind": "kl", "widths": [8, 16]})
+    assert resolve_settings(stated, PAIRS) == stated
+    for name, expected in (("inpaint.yaml", factor), ("tiny/inpaint.yaml", 4)):
+        preset = load_config(InpaintSettings, CONFIGS / name, [f"size={size}", "autoencoder.kind=kl"])
+        assert 2 ** (len(resolve_settings(preset, PAIRS).autoencoder.widths) - 1) == expected
+
+
+def test_a_size_for_which_the_widths_are_too_deep_is_refused() -> None:
+    settings = InpaintSettings(size=528, autoencoder={"kind": "kl"})
+    with pytest.raises(UserError, match="size=528.*multiple of 32"):
+        check_settings(resolve_settings(settings, PAIRS), n_ranks=1)
 
 
 def test_a_codec_that_blurs_is_refused_before_the_denoiser_is_trained(tmp_path: Path) -> None:

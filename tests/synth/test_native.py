@@ -20,8 +20,8 @@ from synth.core.space import pixels_to_unit, to_channels
 from synth.diffusion import fit as fitting
 from synth.diffusion.batches import cut_crops, draw_crop
 from synth.diffusion.denoiser import Told, guided, n_condition_channels
-from synth.diffusion.fit import median_thickness
 from synth.diffusion.inpaint import InpaintPipeline
+from synth.diffusion.plan import median_thickness
 from synth.diffusion.settings import DenoiserSettings, SamplerSettings
 from synth.diffusion.tiles import corners, pad_to_multiple, paint_box, tile_weight, tiled
 from synth.draw.sources import Window, transform_pairs
