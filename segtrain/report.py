@@ -77,16 +77,16 @@ class Report:
         first, data = self.arms[0], self.index.data
         table = Table(title=f"{data.name}: {first.n_cases} test cases of {first.n_groups} groups, {data.size} px",
                       caption=self.verdict)
-        for name in ("arm", "Dice", "95 %", "NSD", "HD95 px", "difference", "95 %", "p", "seen", "unlabelled", "s"):
+        for name in ("arm", "Dice", "95 %", "NSD", "HD95 px", "difference", "95 %", "p", "Holm", "seen", "unlabelled",
+                     "s"):
             table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
         against = {c.arm: c for c in self.comparisons if c.baseline == self.index.baseline}
         for arm in self.arms:
-            other = against.get(arm.name)
+            c = against.get(arm.name)
+            difference = [signed(c.dice_diff), interval(c.ci, sign=True), number(c.p), number(c.p_holm)] if c else []
             table.add_row(arm.name, number(arm.dice_mean), interval(arm.dice_ci), number(arm.nsd_mean),
-                          "" if arm.hd95_mean is None else f"{arm.hd95_mean:.1f}",
-                          signed(other.dice_diff) if other else "", interval(other.ci, sign=True) if other else "",
-                          number(other.p) if other else "", f"{arm.images_seen:,}", f"{arm.unlabelled_seen:,}",
-                          f"{arm.seconds:.0f}")
+                          "" if arm.hd95_mean is None else f"{arm.hd95_mean:.1f}", *(difference or [""] * 4),
+                          f"{arm.images_seen:,}", f"{arm.unlabelled_seen:,}", f"{arm.seconds:.0f}")
         return table
 
 
@@ -118,8 +118,9 @@ def _evidence(c: ComparisonSummary) -> str:
         return f"no interval: {c.note}"
     where = "which holds 0" if c.ci[0] <= 0 <= c.ci[1] else "which leaves out 0"
     but = f", but p is {number(c.p)}" if c.verdict == "cannot tell" and c.ci[0] * c.ci[1] > 0 else ""
+    least = "" if c.detectable is None else f"smallest detectable difference {number(c.detectable)}"
     parts = (f"95 % interval {interval(c.ci, sign=True)}, {where}{but}",
-             f"{c.n_cases} test cases of {c.n_groups} groups", c.note)
+             f"{len(c.per_draw)} label draws, {c.n_cases} test cases of {c.n_groups} groups", least, c.note)
     return "; ".join(part for part in parts if part)
 
 

@@ -1,4 +1,4 @@
-"""From the scores of single runs to arms and comparisons: averages over runs, intervals over groups of cases."""
+"""From the scores of single runs to arms and comparisons: averages over runs, intervals over draws and groups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from segtrain.metrics import CaseScores
-from segtrain.statistics import Estimate, holm, mean_interval, sign_flip_p
+from segtrain.statistics import Estimate, crossed_interval, holm, mean_interval, wilcoxon_p
 from synth.core.files import write_text
 
 ALPHA = 0.05
@@ -54,7 +54,7 @@ class ArmSummary:
     """What one arm scored. Means are over cases (a case's score: mean over classes and runs).
 
     Attributes:
-        dice_ci, nsd_ci: 95 % intervals over groups, None without one; note: why, or what weakens them.
+        dice_ci, nsd_ci: 95 % intervals over label draws and groups, None without one; note: why, or what weakens them.
         hd95_mean: px; over what has a distance. hd95_undefined: share of (run, case, class) without one.
         both_empty, one_empty: share of (run, case, class) where both or just one of prediction and truth are empty.
         images_seen, unlabelled_seen, steps: per run. seconds: training, all runs together.
@@ -91,8 +91,11 @@ class ComparisonSummary:
     """How an arm differs from another, case by case.
 
     Attributes:
-        dice_diff: mean paired difference. ci: its 95 % interval over groups. p: two-sided, sign flips of groups.
-        p_holm: p adjusted for the number of comparisons. per_draw: difference within each label draw.
+        dice_diff: mean paired difference. ci: its 95 % interval over label draws and groups: what other labels and
+            other patients would say. ci_groups: over groups alone: other patients, these very labels.
+        detectable: the smallest true difference that as many draws and groups would find in four of five attempts.
+        p: two-sided, Wilcoxon's signed ranks of groups. p_holm: p adjusted for the number of comparisons.
+        per_draw: difference within each label draw.
         verdict: "helps" or "hurts" if the interval leaves out 0 and p < 0.05; else "cannot tell".
     """
 
@@ -100,6 +103,8 @@ class ComparisonSummary:
     baseline: str
     dice_diff: float
     ci: tuple[float, float] | None
+    ci_groups: tuple[float, float] | None
+    detectable: float | None
     p: float
     p_holm: float
     nsd_diff: float
@@ -144,6 +149,12 @@ def _ci(estimate: Estimate) -> tuple[float, float] | None:
     return None if estimate.low is None or estimate.high is None else (estimate.low, estimate.high)
 
 
+def _share_ci(estimate: Estimate) -> tuple[float, float] | None:
+    """Returns the interval of a score that lies in [0, 1]: Student's knows nothing of its ends."""
+    ci = _ci(estimate)
+    return ci and (max(0.0, ci[0]), min(1.0, ci[1]))
+
+
 def _groups(runs: Sequence[RunResult]) -> list[str]:
     ids = [case.id for case in runs[0].cases]
     if any([case.id for case in run.cases] != ids for run in runs):
@@ -151,27 +162,29 @@ def _groups(runs: Sequence[RunResult]) -> list[str]:
     return [case.group for case in runs[0].cases]
 
 
-def _per_draw(runs: Sequence[RunResult], values: np.ndarray) -> tuple[float, ...]:
+def by_draw(runs: Sequence[RunResult], table: np.ndarray) -> np.ndarray:
+    """Returns (n_draws, n_cases): the mean over the runs of each label draw of `table` (n_runs, n_cases)."""
     draws = np.array([run.draw for run in runs])
-    return tuple(float(values[draws == k].mean()) for k in sorted(set(draws.tolist())))
+    return np.array([table[draws == k].mean(axis=0) for k in sorted(set(draws.tolist()))])
 
 
 def summarise_arm(runs: Sequence[RunResult], *, classes: Sequence[str], judging: Judging) -> ArmSummary:
     """Returns the summary of one arm's runs; `classes` are the foreground classes' names."""
     groups, tables = _groups(runs), {m: case_table(runs, m) for m in ("dice", "nsd")}
-    dice, nsd = (mean_interval(t.mean(0), groups, seed=judging.seed, resamples=judging.resamples)
+    dice, nsd = (crossed_interval(by_draw(runs, t), groups, seed=judging.seed, resamples=judging.resamples)
                  for t in tables.values())
     hd95 = [d for run in runs for case in run.cases for d in case.hd95]
     known = [d for d in hd95 if d is not None]
     tp, fp, fn = (np.array([getattr(c, k) for run in runs for c in run.cases]) for k in ("tp", "fp", "fn"))
     no_prediction, no_truth = tp + fp == 0, tp + fn == 0
     return ArmSummary(
-        runs[0].arm, dice.mean, _ci(dice), nsd.mean, _ci(nsd), float(np.mean(known)) if known else None,
+        runs[0].arm, dice.mean, _share_ci(dice), nsd.mean, _share_ci(nsd), float(np.mean(known)) if known else None,
         1 - len(known) / len(hd95), float((no_prediction & no_truth).mean()), float((no_prediction ^ no_truth).mean()),
         images_seen=runs[0].images_seen, unlabelled_seen=runs[0].unlabelled_seen, steps=runs[0].steps,
         seconds=sum(run.seconds for run in runs), runs=len(runs), n_cases=dice.n_cases, n_groups=dice.n_groups,
         n_labelled=tuple(r.n_labelled for r in runs), n_synthetic=tuple(r.n_synthetic for r in runs),
-        n_unlabelled=tuple(r.n_unlabelled for r in runs), dice_per_draw=_per_draw(runs, tables["dice"].mean(1)),
+        n_unlabelled=tuple(r.n_unlabelled for r in runs),
+        dice_per_draw=tuple(by_draw(runs, tables["dice"]).mean(axis=1).tolist()),
         dice_per_class=_per_class(runs, "dice", classes), nsd_per_class=_per_class(runs, "nsd", classes),
         note=dice.note)
 
@@ -182,24 +195,22 @@ def _per_class(runs: Sequence[RunResult], metric: str, classes: Sequence[str]) -
 
 
 def _verdict(ci: tuple[float, float] | None, p: float) -> str:
-    # Both, because a bootstrap of a handful of groups is too sure of itself, and the exact test is not.
+    # Both: the interval speaks of the mean, and the ranks do not let one case in twenty decide.
     if ci is None or ci[0] <= 0 <= ci[1] or p >= ALPHA:
         return "cannot tell"
     return "helps" if ci[0] > 0 else "hurts"
 
 
 def _compare_pair(arm: Sequence[RunResult], baseline: Sequence[RunResult], judging: Judging) -> ComparisonSummary:
-    groups = _groups([*arm, *baseline])
-    differences, estimates = {}, {}
-    for metric in ("dice", "nsd"):
-        differences[metric] = case_table(arm, metric).mean(0) - case_table(baseline, metric).mean(0)
-        estimates[metric] = mean_interval(differences[metric], groups, seed=judging.seed, resamples=judging.resamples)
-    ours, theirs = (_per_draw(runs, case_table(runs, "dice").mean(1)) for runs in (arm, baseline))
-    p = sign_flip_p(differences["dice"], groups, seed=judging.seed, resamples=judging.resamples)
-    dice, ci = estimates["dice"], _ci(estimates["dice"])
-    return ComparisonSummary(arm[0].arm, baseline[0].arm, dice.mean, ci, p, p, estimates["nsd"].mean,
-                             _ci(estimates["nsd"]), tuple(a - b for a, b in zip(ours, theirs, strict=True)),
-                             dice.n_cases, dice.n_groups, _verdict(ci, p), dice.note)
+    groups, how = _groups([*arm, *baseline]), {"seed": judging.seed, "resamples": judging.resamples}
+    tables = {metric: by_draw(arm, case_table(arm, metric)) - by_draw(baseline, case_table(baseline, metric))
+              for metric in ("dice", "nsd")}
+    dice, nsd = (crossed_interval(table, groups, **how) for table in tables.values())
+    alone = mean_interval(tables["dice"].mean(axis=0), groups, **how)
+    p = wilcoxon_p(tables["dice"].mean(axis=0), groups)
+    return ComparisonSummary(arm[0].arm, baseline[0].arm, dice.mean, _ci(dice), _ci(alone), dice.detectable, p, p,
+                             nsd.mean, _ci(nsd), tuple(tables["dice"].mean(axis=1).tolist()), dice.n_cases,
+                             dice.n_groups, _verdict(_ci(dice), p), dice.note)
 
 
 def compare_arms(runs: dict[str, list[RunResult]], pairs: Sequence[tuple[str, str]],

@@ -12,8 +12,8 @@ from common import DataSet, Row, settings_for, shared_folder
 from segtrain.compare import compare
 from segtrain.compare.prepare import prepare
 from segtrain.report import Report
-from segtrain.statistics import mean_interval
-from segtrain.summary import Judging, RunResult, case_table, check_budgets, compare_arms, read_result
+from segtrain.statistics import crossed_interval
+from segtrain.summary import Judging, RunResult, by_draw, case_table, check_budgets, compare_arms, read_result
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Compared:
     report: Report
 
     def dice_row(self, name: str, arm: str) -> Row:
-        """Returns the mean Dice of one arm over test cases and runs; its interval is over groups."""
+        """Returns the mean Dice of one arm over test cases and runs; its interval is over label draws and groups."""
         groups = [case.group for case in self.runs[arm][0].cases]
-        found = mean_interval(case_table(self.runs[arm], "dice").mean(0), groups, seed=self.judging.seed,
-                              resamples=self.judging.resamples)
+        found = crossed_interval(by_draw(self.runs[arm], case_table(self.runs[arm], "dice")), groups,
+                                 seed=self.judging.seed, resamples=self.judging.resamples)
         return Row(name, found.mean, found.low, found.high)
 
     def diff_rows(self, pairs: Sequence[tuple[str, str]], name: str) -> list[Row]:
@@ -36,16 +36,6 @@ class Compared:
         there = [pair for pair in pairs if set(pair) <= set(self.runs)]
         return [Row(name.format(arm=c.arm, baseline=c.baseline), c.dice_diff, *(c.ci or (None, None)))
                 for c in compare_arms(self.runs, there, self.judging)]
-
-    def spread_rows(self, pairs: Sequence[tuple[str, str]], name: str) -> list[Row]:
-        """Returns the same differences, their intervals over label draws: would another 20 labels say the same?"""
-        rows = []
-        for arm, baseline in [pair for pair in pairs if set(pair) <= set(self.runs)]:
-            ours, theirs = (case_table(self.runs[a], "dice").mean(1) for a in (arm, baseline))
-            found = mean_interval(ours - theirs, [str(r.draw) for r in self.runs[arm]], seed=self.judging.seed,
-                                  resamples=self.judging.resamples)
-            rows.append(Row(name.format(arm=arm, baseline=baseline), found.mean, found.low, found.high))
-        return rows
 
     def budget(self) -> str:
         """Returns the one budget that all runs had, in words.

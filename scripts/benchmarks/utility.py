@@ -38,7 +38,6 @@ def main() -> None:
             print(f"  {note}")
         rows += [done.dice_row(f"dice/{data.name}/{arm}", arm) for arm in done.runs]
         rows += done.diff_rows(PAIRS, f"dice_diff/{data.name}/{{arm}}-{{baseline}}")
-        rows += done.spread_rows(PAIRS, f"dice_diff_over_draws/{data.name}/{{arm}}-{{baseline}}")
     write(rows, args, seeds_of(found))
 
 

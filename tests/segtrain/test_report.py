@@ -40,7 +40,7 @@ def out(tmp_path: Path) -> Path:
     for arm, gain in (("real", 0.0), ("real+copypaste", -0.02), ("real+inpaint", 0.03)):
         for draw in range(2):
             path = tmp_path / "cache" / f"{arm}-{draw}" / "scores.json"
-            write_result(result(arm, draw, gain * (1 + draw)), path)
+            write_result(result(arm, draw, gain * (1 + draw / 8)), path)
             stats = [json.dumps({"step": s, "loss": 1 / s}) for s in (1, 2, 3)]
             (path.parent / "stats.jsonl").write_text("\n".join(stats) + "\n")
             paths.append(str(path.relative_to(tmp_path)))
@@ -76,7 +76,7 @@ def test_the_verdict_comes_first_and_the_notes_are_shown(out: Path) -> None:
     report = write_report(out)
     html = (out / "report.html").read_text(encoding="utf-8")
     body = html[html.index("<body>"):]
-    assert report.verdict.startswith("real+inpaint helps. Dice +0.090 against real (95 % interval +0.0")
+    assert report.verdict.startswith("real+inpaint helps. Dice +0.064 against real (95 % interval +0.0")
     assert body.index("real+inpaint helps") < body.index("One averaged brain") < body.index("<table>")
 
 
@@ -117,13 +117,13 @@ def test_no_comparison_is_a_clear_mistake(tmp_path: Path) -> None:
 
 def comparison(ci: tuple[float, float] | None, verdict: str, p: float = 0.01, note: str = "") -> ComparisonSummary:
     """Returns a comparison of which the sentence reads only these."""
-    return ComparisonSummary("all", "real", 0.02, ci, p, p, 0.0, None, (0.02,), 30, 12, verdict, note)
+    return ComparisonSummary("all", "real", 0.02, ci, ci, 0.012, p, p, 0.0, None, (0.02,) * 5, 30, 12, verdict, note)
 
 
 def test_sentences_say_what_the_interval_says() -> None:
     assert say(comparison((0.01, 0.03), "helps")) == (
-        "all helps. Dice +0.020 against real (95 % interval +0.010 to +0.030, which leaves out 0; 30 test cases of 12 "
-        "groups).")
+        "all helps. Dice +0.020 against real (95 % interval +0.010 to +0.030, which leaves out 0; 5 label draws, 30 "
+        "test cases of 12 groups; smallest detectable difference 0.012).")
     assert "cannot tell" in say(comparison((-0.01, 0.03), "cannot tell")) and "holds 0" in say(
         comparison((-0.01, 0.03), "cannot tell"))
     assert "leaves out 0, but p is 0.062" in say(comparison((0.01, 0.03), "cannot tell", p=0.0625))

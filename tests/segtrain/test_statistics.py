@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from segtrain.statistics import group_sums, holm, mean_interval, sign_flip_p, widened_level
+from segtrain.statistics import (
+    crossed_error,
+    crossed_interval,
+    group_sums,
+    holm,
+    mean_interval,
+    widened_level,
+    wilcoxon_p,
+)
 
 
 def each(n: int) -> list[str]:
@@ -114,27 +122,64 @@ def test_near_degenerate_samples_give_finite_intervals_that_hold_the_mean(values
     assert "groups" in found.note
 
 
-def test_sign_flips_of_few_groups_are_exact() -> None:
+def test_wilcoxon_of_few_groups_is_exact() -> None:
     # All of 5 groups better: only the two extreme of 2^5 sign patterns are as far out.
-    assert sign_flip_p(np.array([0.1, 0.2, 0.1, 0.3, 0.2]), each(5), seed=0) == pytest.approx(2 / 32)
-    assert sign_flip_p(np.array([1.0]), ["a"], seed=0) == 1.0
+    assert wilcoxon_p(np.array([0.1, 0.2, 0.15, 0.3, 0.25]), each(5)) == pytest.approx(2 / 32)
+    assert wilcoxon_p(np.array([1.0]), ["a"]) == 1.0
+    assert wilcoxon_p(np.zeros(8), each(8)) == 1.0
 
 
-def test_sign_flips_are_over_groups() -> None:
-    values = np.full(40, 0.1)
-    assert sign_flip_p(values, ["a"] * 20 + ["b"] * 20, seed=0) == pytest.approx(0.5)
-    assert sign_flip_p(values, each(40), seed=0) < 0.001
-
-
-def test_no_difference_has_p_1() -> None:
-    assert sign_flip_p(np.zeros(8), each(8), seed=0) == 1.0
+def test_wilcoxon_is_over_groups() -> None:
+    values = np.linspace(0.1, 0.2, 40)
+    assert wilcoxon_p(values, ["a"] * 20 + ["b"] * 20) == pytest.approx(0.5)
+    assert wilcoxon_p(values, each(40)) < 0.001
 
 
 def test_p_is_uniform_enough_under_no_difference() -> None:
     rng = np.random.default_rng(0)
-    p = [sign_flip_p(rng.standard_normal(12), each(12), seed=i, resamples=499) for i in range(200)]
-    assert np.mean(np.array(p) <= 0.05) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
+    p = [wilcoxon_p(rng.standard_normal(12), each(12)) for _ in range(400)]
+    assert np.mean(np.array(p) <= 0.05) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
     assert 0.4 < np.mean(p) < 0.6
+
+
+def test_the_crossed_error_of_pure_effects_is_the_plain_one() -> None:
+    rng = np.random.default_rng(0)
+    by_group, by_draw = rng.standard_normal(30), rng.standard_normal(6)
+    only_groups = crossed_error(np.tile(by_group, (6, 1)), each(30))
+    assert only_groups.se == pytest.approx(by_group.std(ddof=1) / math.sqrt(30)) and only_groups.df == 29
+    only_draws = crossed_error(np.tile(by_draw[:, None], (1, 30)), each(30))
+    assert only_draws.se == pytest.approx(by_draw.std(ddof=1) / math.sqrt(6)) and only_draws.df == 5
+    both = crossed_error(by_draw[:, None] + by_group, each(30))
+    assert both.se == pytest.approx(math.hypot(only_groups.se, only_draws.se)) and 5 < both.df < 34
+
+
+def test_more_cases_of_the_same_groups_say_nothing_new() -> None:
+    table = np.random.default_rng(1).standard_normal((5, 12))
+    twice = np.repeat(table, 2, axis=1)
+    alone, doubled = crossed_error(table, each(12)), crossed_error(twice, np.repeat(each(12), 2).tolist())
+    assert doubled.se == pytest.approx(alone.se) and doubled.df == pytest.approx(alone.df)
+
+
+def test_one_draw_is_an_interval_over_groups_and_says_so() -> None:
+    values = np.random.default_rng(2).standard_normal((1, 20))
+    found, plain = (f(v, each(20), seed=0, resamples=999) for f, v in ((crossed_interval, values),
+                                                                      (mean_interval, values[0])))
+    assert (found.low, found.high) == (plain.low, plain.high) and "one label draw" in found.note
+    assert found.detectable == pytest.approx((stats.t.ppf(0.975, 19) + stats.t.ppf(0.8, 19))
+                                             * values.std(ddof=1) / math.sqrt(20))
+
+
+def test_crossed_intervals_cover_the_truth_where_draws_differ() -> None:
+    hits = {"ours": 0, "groups alone": 0}
+    for repeat in range(300):
+        rng = np.random.default_rng(repeat)
+        table = rng.standard_normal((5, 1)) + rng.standard_normal(40) + rng.standard_normal((5, 40))
+        ours = crossed_interval(table, each(40), seed=0, resamples=99)
+        alone = mean_interval(table.mean(0), each(40), seed=0, resamples=99)
+        hits["ours"] += ours.low <= 0 <= ours.high
+        hits["groups alone"] += alone.low <= 0 <= alone.high
+    assert abs(hits["ours"] / 300 - 0.95) <= 3 * math.sqrt(0.05 * 0.95 / 300)
+    assert hits["groups alone"] / 300 < 0.7, "what the interval over groups leaves out"
 
 
 def test_holm_by_hand() -> None:
