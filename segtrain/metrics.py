@@ -3,8 +3,8 @@
 Everything is in pixels at the working resolution, never millimetres. Ignored pixels are outside: they are taken out
 of prediction and truth before anything is counted or any surface is drawn.
 
-Empty masks, per case and class: both empty = Dice 1, NSD 1, no HD95 (left out and counted). One empty = Dice 0, NSD 0,
-HD95 = the image diagonal.
+Empty masks, per case and class: both empty = Dice 1, NSD 1, no HD95 and no ASD (left out and counted). One empty =
+Dice 0, NSD 0, HD95 and ASD = the image diagonal.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CaseScores:
     """What one case scored, one entry for each foreground class.
 
     Attributes:
-        dice, nsd: in [0, 1]. hd95: px at the working resolution, None where prediction and truth are both empty.
+        dice, nsd: in [0, 1]. hd95, asd: px at the working resolution, None where prediction and truth are both empty.
         tp, fp, fn: the counts they come from.
     """
 
@@ -43,6 +43,7 @@ class CaseScores:
     dice: tuple[float, ...]
     nsd: tuple[float, ...]
     hd95: tuple[float | None, ...]
+    asd: tuple[float | None, ...]
     tp: tuple[int, ...]
     fp: tuple[int, ...]
     fn: tuple[int, ...]
@@ -65,25 +66,38 @@ def dice(counts: Counts) -> np.ndarray:
     return np.where(total == 0, 1.0, 2 * counts.tp / np.maximum(total, 1))
 
 
-def surface_scores(predicted: np.ndarray, truth: np.ndarray, *, tolerance_px: float) -> tuple[float, float | None]:
-    """Returns (NSD, HD95 in px) of two binary masks (H, W), with the empty-mask rules of this module.
+@dataclass(frozen=True)
+class Surface:
+    """How far two edges lie apart: `nsd` in [0, 1]; `hd95` and `asd` in px, None where both masks are empty."""
+
+    nsd: float
+    hd95: float | None
+    asd: float | None
+
+
+def surface_scores(predicted: np.ndarray, truth: np.ndarray, *, tolerance_px: float) -> Surface:
+    """Returns the surface scores of two binary masks (H, W), with the empty-mask rules of this module.
 
     NSD: share of the edge pixels of both that lie within `tolerance_px` of the other's edge. HD95: the larger of the
-    two directed 95th percentiles of edge distance. Both as `monai.metrics` computes them without subvoxels.
+    two directed 95th percentiles of edge distance. ASD: the mean over the edge pixels of both of the distance to the
+    other's edge. All as `monai.metrics` computes them
+    without subvoxels.
     """
     ours, theirs = bool(predicted.any()), bool(truth.any())
     if not ours and not theirs:
-        return 1.0, None
+        return Surface(1.0, None, None)
     if not ours or not theirs:
-        return 0.0, math.hypot(*truth.shape)
-    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+        diagonal = math.hypot(*truth.shape)
+        return Surface(0.0, diagonal, diagonal)
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 
     a, b = (torch.from_numpy(m.astype(np.float32))[None, None] for m in (predicted, truth))
     with warnings.catch_warnings():  # MONAI calls its own deprecated argument
         warnings.simplefilter("ignore", FutureWarning)
         nsd = compute_surface_dice(a, b, [float(tolerance_px)], include_background=True)
         hd95 = compute_hausdorff_distance(a, b, include_background=True, percentile=95)
-    return float(nsd), float(hd95)
+        asd = compute_average_surface_distance(a, b, include_background=True, symmetric=True)
+    return Surface(float(nsd), float(hd95), float(asd))
 
 
 def score_cases(predicted: torch.Tensor, labels: torch.Tensor, *, ids: Sequence[str], groups: Sequence[str],
@@ -97,8 +111,9 @@ def score_cases(predicted: torch.Tensor, labels: torch.Tensor, *, ids: Sequence[
         valid = theirs[i] != IGNORE
         surfaces = [surface_scores((ours[i] == k) & valid, (theirs[i] == k) & valid, tolerance_px=tolerance_px)
                     for k in range(1, n_classes)]
-        cases.append(CaseScores(name, group, tuple(overlaps[i].tolist()), tuple(s[0] for s in surfaces),
-                                tuple(s[1] for s in surfaces), *(tuple(c[i].tolist()) for c in _columns(counts))))
+        distances = (tuple(getattr(s, kind) for s in surfaces) for kind in ("nsd", "hd95", "asd"))
+        cases.append(CaseScores(name, group, tuple(overlaps[i].tolist()), *distances,
+                                *(tuple(c[i].tolist()) for c in _columns(counts))))
     return tuple(cases)
 
 

@@ -55,7 +55,7 @@ class ArmSummary:
 
     Attributes:
         dice_ci, nsd_ci: 95 % intervals over label draws and groups, None without one; note: why, or what weakens them.
-        hd95_mean: px; over what has a distance. hd95_undefined: share of (run, case, class) without one.
+        hd95_mean, asd_mean: px; over what has a distance. undefined: share of (run, case, class) without one.
         both_empty, one_empty: share of (run, case, class) where both or just one of prediction and truth are empty.
         images_seen, unlabelled_seen, steps: per run. seconds: training, all runs together.
         dice_per_draw: mean Dice of each label draw. dice_per_class, nsd_per_class: by class name.
@@ -67,7 +67,8 @@ class ArmSummary:
     nsd_mean: float
     nsd_ci: tuple[float, float] | None
     hd95_mean: float | None
-    hd95_undefined: float
+    asd_mean: float | None
+    undefined: float
     both_empty: float
     one_empty: float
     images_seen: int
@@ -173,13 +174,13 @@ def summarise_arm(runs: Sequence[RunResult], *, classes: Sequence[str], judging:
     groups, tables = _groups(runs), {m: case_table(runs, m) for m in ("dice", "nsd")}
     dice, nsd = (crossed_interval(by_draw(runs, t), groups, seed=judging.seed, resamples=judging.resamples)
                  for t in tables.values())
-    hd95 = [d for run in runs for case in run.cases for d in case.hd95]
-    known = [d for d in hd95 if d is not None]
+    hd95, asd = ([d for run in runs for case in run.cases for d in getattr(case, name)] for name in ("hd95", "asd"))
     tp, fp, fn = (np.array([getattr(c, k) for run in runs for c in run.cases]) for k in ("tp", "fp", "fn"))
     no_prediction, no_truth = tp + fp == 0, tp + fn == 0
     return ArmSummary(
-        runs[0].arm, dice.mean, _share_ci(dice), nsd.mean, _share_ci(nsd), float(np.mean(known)) if known else None,
-        1 - len(known) / len(hd95), float((no_prediction & no_truth).mean()), float((no_prediction ^ no_truth).mean()),
+        runs[0].arm, dice.mean, _share_ci(dice), nsd.mean, _share_ci(nsd), _mean_known(hd95), _mean_known(asd),
+        undefined=hd95.count(None) / len(hd95), both_empty=float((no_prediction & no_truth).mean()),
+        one_empty=float((no_prediction ^ no_truth).mean()),
         images_seen=runs[0].images_seen, unlabelled_seen=runs[0].unlabelled_seen, steps=runs[0].steps,
         seconds=sum(run.seconds for run in runs), runs=len(runs), n_cases=dice.n_cases, n_groups=dice.n_groups,
         n_labelled=tuple(r.n_labelled for r in runs), n_synthetic=tuple(r.n_synthetic for r in runs),
@@ -187,6 +188,11 @@ def summarise_arm(runs: Sequence[RunResult], *, classes: Sequence[str], judging:
         dice_per_draw=tuple(by_draw(runs, tables["dice"]).mean(axis=1).tolist()),
         dice_per_class=_per_class(runs, "dice", classes), nsd_per_class=_per_class(runs, "nsd", classes),
         note=dice.note)
+
+
+def _mean_known(distances: Sequence[float | None]) -> float | None:
+    known = [d for d in distances if d is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _per_class(runs: Sequence[RunResult], metric: str, classes: Sequence[str]) -> dict[str, float]:

@@ -44,6 +44,10 @@ def prepare(settings: CompareSettings, labelled: PairSet | None = None, unlabell
             check_disjoint(images, held_out)
         _refuse_copies(pairs, pile, held_out)
     pile = _without_doubles(pairs, pile, notes)
+    if settings.n_labelled and settings.n_groups:
+        raise UserError(f"n_labelled={settings.n_labelled} and n_groups={settings.n_groups}",
+                        rule="labels are counted by image or by group",
+                        repair="write n_labelled=null, or drop n_groups")
     budget = len(pairs) if settings.n_labelled is None else settings.n_labelled
     if not splits_itself and budget > len(pairs):
         notes.append(f"n_labelled={budget}, but the labelled set holds {len(pairs)}: all of them are used.")
@@ -154,10 +158,11 @@ def _without_doubles(pairs: ImageSet, pile: ImageSet | None, notes: list[str]) -
 
 def _label_draws(settings: CompareSettings, pairs: ImageSet, budget: int, notes: list[str]) -> tuple[LabelDraw, ...]:
     members = _members(pairs)
-    draws = tuple(draw_labels(members, seed=settings.split.seed, draw=k, budget=budget) for k in range(settings.draws))
-    if budget == len(pairs) and settings.draws > 1:
-        notes.append(f"All {settings.draws} label draws use all {budget} labelled images: they differ in the random "
-                     "numbers of training alone.")
+    draws = tuple(draw_labels(members, seed=settings.split.seed, draw=k, budget=budget, n_groups=settings.n_groups)
+                  for k in range(settings.draws))
+    if len(draws[0].labelled) == len(pairs) and settings.draws > 1:
+        notes.append(f"All {settings.draws} label draws use all {len(pairs)} labelled images: they differ in the "
+                     "random numbers of training alone.")
     elif len({draw.labelled for draw in draws}) < len(draws):
         notes.append("Some label draws label the same images: there are too few groups to choose from.")
     for draw in draws:

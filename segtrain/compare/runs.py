@@ -175,7 +175,7 @@ class Bench:
         return derive_seed(self.settings.split.seed, "training", job.draw.index, job.seed) % 2**31
 
     def _method(self, arm: Arm) -> str:
-        return self.settings.method if arm.unlabelled else "supervised"
+        return arm.method or (self.settings.method if arm.unlabelled else "supervised")
 
     def segmenter_folder(self, job: Job) -> Path:
         """Returns where a run lies. Arms that would train on the same things share it."""
@@ -201,7 +201,7 @@ class Bench:
     def scores_file(self, job: Job) -> Path:
         """Returns where the scores of a run lie: beside it, named by the test cases and how they are measured."""
         key = hash_json([self.test.fingerprint(), self.settings.nsd_tolerance_px])
-        return self.segmenter_folder(job) / f"scores-{job.arm.name}-{key}.json"
+        return self.segmenter_folder(job) / f"scores-{job.arm.name.replace(':', '-')}-{key}.json"
 
     def predictions_file(self, job: Job) -> Path:
         """Returns where the predicted labels (N, S, S) of the test cases lie."""

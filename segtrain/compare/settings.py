@@ -52,7 +52,9 @@ class CompareSettings(Settings):
 
     Attributes:
         size: working resolution, px. n_labelled: labelled images of each draw; None = all of the labelled folder.
-        method: of the arms that see unlabelled images. segment, inpaint: settings of those two commands.
+        n_groups: in the place of n_labelled: every image of so many groups (patients) is labelled.
+        method: of the arms that see unlabelled images, unless their name says another ("real+unlabelled:bcp").
+        segment, inpaint: settings of those two commands.
         draw: how sources are transformed, for every kind of pairs alike. gates: how strict they are.
         referee: network of the second segmenter that says which hard pairs are true to their masks, where
             draw.supply.oversample > 1; by default one unlike the arms'. All else is as in segment.
@@ -62,6 +64,7 @@ class CompareSettings(Settings):
     data: CompareData = CompareData()
     size: int = Field(64, ge=16)
     n_labelled: int | None = Field(None, ge=1)
+    n_groups: int | None = Field(None, ge=1)
     split: SplitSettings = SplitSettings()
     draws: int = Field(3, ge=1)
     seeds: int = Field(1, ge=1)

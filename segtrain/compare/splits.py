@@ -78,8 +78,10 @@ def split_test(members: Sequence[Member], *, seed: int, share: float, cap: int |
     return TestSplit(tuple(rest), tuple(sorted(keep)), tuple(sorted(set(test) - set(keep))))
 
 
-def draw_labels(members: Sequence[Member], *, seed: int, draw: int, budget: int) -> LabelDraw:
-    """Returns label draw `draw`: groups in a drawn order until `budget` images are labelled, the last group trimmed.
+def draw_labels(members: Sequence[Member], *, seed: int, draw: int, budget: int,
+                n_groups: int | None = None) -> LabelDraw:
+    """Returns label draw `draw`: groups in a drawn order until `budget` images are labelled, the last group trimmed;
+    or, with `n_groups`, all images of that many groups.
 
     A larger budget labels all that a smaller one does (the draws are nested), as long as neither had to be redrawn
     for want of foreground.
@@ -87,17 +89,20 @@ def draw_labels(members: Sequence[Member], *, seed: int, draw: int, budget: int)
     Raises:
         UserError: if the training part is smaller than the budget, or no draw shows any foreground.
     """
-    if budget > len(members):
-        raise UserError(f"n_labelled={budget}", rule=f"the training part holds only {len(members)} images",
-                        repair="ask for fewer, or lower split.test_share")
     groups, redrawn = _by_group(members), []
+    for name, wanted, there in (("n_labelled", budget, len(members)), ("n_groups", n_groups or 0, len(groups))):
+        if wanted > there:
+            kind = "images" if name == "n_labelled" else "groups"
+            raise UserError(f"{name}={wanted}", rule=f"the training part holds only {there} {kind}",
+                            repair="ask for fewer, or lower split.test_share")
     for attempt in range(MAX_REDRAWS):
         line = _line_up(groups, seed, draw, attempt)
-        chosen = line[:budget]
-        if any(m.foreground for m in chosen):
-            hidden = sorted(m.id for m in line[budget:])
-            return LabelDraw(draw, tuple(sorted(m.id for m in chosen)), tuple(hidden), tuple(redrawn))
-        redrawn.append(f"label draw {draw}, attempt {attempt + 1}: no foreground in {budget} images, drawn again")
+        first = list(dict.fromkeys(m.group for m in line))[:n_groups]
+        n = sum(len(groups[g]) for g in first) if n_groups else budget
+        if any(m.foreground for m in line[:n]):
+            hidden = sorted(m.id for m in line[n:])
+            return LabelDraw(draw, tuple(sorted(m.id for m in line[:n])), tuple(hidden), tuple(redrawn))
+        redrawn.append(f"label draw {draw}, attempt {attempt + 1}: no foreground in {n} images, drawn again")
         log.warning(redrawn[-1])
     raise UserError(f"n_labelled={budget}", rule=f"no foreground in any of {MAX_REDRAWS} label draws",
                     repair="label images that show the structure, or raise n_labelled")

@@ -15,7 +15,7 @@ import pytest
 from phantom import make_phantom
 
 import segtrain
-from segtrain.compare.arms import ARMS, choose_arms
+from segtrain.compare.arms import ARMS, arm_named, choose_arms
 from segtrain.compare.settings import CompareSettings, load_settings
 from segtrain.metrics import CaseScores
 from segtrain.record import read_index
@@ -241,9 +241,21 @@ def test_killed_again_and_again_the_result_is_the_same(finished: Report, tmp_pat
 
 def run(arm: str, dice: list[float], *, draw: int = 0, images_seen: int = 12) -> RunResult:
     """Returns one run whose cases, each its own group, scored `dice`."""
-    cases = tuple(CaseScores(f"c{i}", f"g{i}", (d,), (d,), (1.0,), tp=(1,), fp=(1,), fn=(1,))
+    cases = tuple(CaseScores(f"c{i}", f"g{i}", (d,), (d,), (1.0,), (0.5,), tp=(1,), fp=(1,), fn=(1,))
                   for i, d in enumerate(dice))
     return RunResult(arm, draw, 0, "", 3, images_seen, 0, 1.0, 4, 0, 0, cases)
+
+
+def test_an_arm_can_name_its_method() -> None:
+    arm = arm_named("real+unlabelled:fixmatch_ema")
+    assert (arm.name, arm.method, arm.unlabelled) == ("real+unlabelled:fixmatch_ema", "fixmatch_ema", True)
+    assert arm_named("real").method is None
+    for name, match in (("real:fixmatch_ema", "needs unlabelled.*write real.unlabelled:fixmatch_ema"),
+                        ("all:supervised", "does not use unlabelled"),
+                        ("real+unlabelled:fixmach", "no such method"),
+                        ("reel:supervised", "no such arm")):
+        with pytest.raises(UserError, match=match):
+            arm_named(name)
 
 
 def test_unequal_budgets_are_an_error() -> None:
@@ -268,10 +280,11 @@ def test_differences_are_arm_minus_baseline_and_averaged_over_runs_first() -> No
 
 
 def test_an_undefined_distance_is_left_out_and_counted() -> None:
-    case = CaseScores("c0", "g0", (1.0,), (1.0,), (None,), (0,), (0,), (0,))
+    case = CaseScores("c0", "g0", (1.0,), (1.0,), (None,), (None,), (0,), (0,), (0,))
     first = dataclasses.replace(run("a", [0.5, 0.5]), cases=(case, run("a", [0.5, 0.5]).cases[1]))
     summary = summarise_arm([first], classes=["object"], judging=Judging(0, 99))
-    assert (summary.hd95_mean, summary.hd95_undefined, summary.both_empty, summary.one_empty) == (1.0, 0.5, 0.5, 0.0)
+    assert (summary.hd95_mean, summary.asd_mean, summary.undefined) == (1.0, 0.5, 0.5)
+    assert (summary.both_empty, summary.one_empty) == (0.5, 0.0)
 
 
 def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -41,38 +42,38 @@ def test_counts_add_up_to_the_areas() -> None:
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_hd95_of_a_small_shift_is_the_shift(rows: int) -> None:
     # 20 of 76 edge pixels lie `rows` away and none further, so the 95th percentile is the shift itself.
-    assert surface_scores(square(10 + rows), square(), tolerance_px=1)[1] == pytest.approx(rows, abs=1e-5)
+    assert surface_scores(square(10 + rows), square(), tolerance_px=1).hd95 == pytest.approx(rows, abs=1e-5)
 
 
 def test_nsd_counts_edge_pixels_within_the_tolerance() -> None:
     # Shift of 2: of 76 edge pixels each, 36 coincide (two sides, 18 rows), 4 more are 1 px off, none is more than 2.
-    shares = [surface_scores(square(12), square(), tolerance_px=t)[0] for t in (0, 1, 2)]
+    shares = [surface_scores(square(12), square(), tolerance_px=t).nsd for t in (0, 1, 2)]
     assert shares == pytest.approx([36 / 76, 40 / 76, 1.0])
 
 
 def test_metrics_do_not_care_which_is_the_prediction() -> None:
     a, b = square(13, 15), square()
-    assert surface_scores(a, b, tolerance_px=1) == pytest.approx(surface_scores(b, a, tolerance_px=1))
+    assert astuple(surface_scores(a, b, tolerance_px=1)) == pytest.approx(astuple(surface_scores(b, a, tolerance_px=1)))
     assert score(a, b).dice == score(b, a).dice
 
 
 def test_both_empty_is_right_and_has_no_distance() -> None:
     empty = np.zeros((SIZE, SIZE), bool)
     case = score(empty, empty)
-    assert (case.dice, case.nsd, case.hd95) == ((1.0,), (1.0,), (None,))
+    assert (case.dice, case.nsd, case.hd95, case.asd) == ((1.0,), (1.0,), (None,), (None,))
 
 
 @pytest.mark.parametrize("step", [1, -1])
 def test_one_empty_is_as_wrong_as_can_be(step: int) -> None:
     case = score(*(np.zeros((SIZE, SIZE), bool), square())[::step])
     assert (case.dice, case.nsd) == ((0.0,), (0.0,))
-    assert case.hd95[0] == pytest.approx(math.hypot(SIZE, SIZE))
+    assert case.hd95[0] == case.asd[0] == pytest.approx(math.hypot(SIZE, SIZE))
 
 
 def test_no_distance_exceeds_that_of_an_empty_mask() -> None:
     corners = [np.zeros((SIZE, SIZE), bool) for _ in range(2)]
     corners[0][0, 0] = corners[1][-1, -1] = True
-    assert surface_scores(*corners, tolerance_px=1)[1] < math.hypot(SIZE, SIZE)
+    assert surface_scores(*corners, tolerance_px=1).hd95 < math.hypot(SIZE, SIZE)
 
 
 def test_ignored_pixels_count_nowhere() -> None:
@@ -121,19 +122,22 @@ def test_random_blobs_agree_with_another_implementation() -> None:
     far, near = [], []
     for seed in range(30):
         predicted, truth = blobs(seed)
-        nsd, hd95 = surface_scores(predicted, truth, tolerance_px=1)
+        found = surface_scores(predicted, truth, tolerance_px=1)
         other = surface_distance.compute_surface_distances(truth, predicted, (1.0, 1.0))
-        far.append(abs(hd95 - surface_distance.compute_robust_hausdorff(other, 95)))
-        near.append(abs(nsd - surface_distance.compute_surface_dice_at_tolerance(other, 1)))
+        far.append(abs(found.hd95 - surface_distance.compute_robust_hausdorff(other, 95)))
+        near.append(abs(found.nsd - surface_distance.compute_surface_dice_at_tolerance(other, 1)))
     assert np.median(far) < 0.75 and np.quantile(far, 0.9) < 1.5
     assert max(near) < 0.1
 
 
-def test_hausdorff_by_brute_force() -> None:
+def test_distances_by_brute_force() -> None:
     # The definition itself: edge pixels by 4-neighbour erosion, all distances, the larger directed 95th percentile.
     for seed in range(5):
         predicted, truth = blobs(seed)
         edges = [np.argwhere(m & ~binary_erosion(m)) for m in (predicted, truth)]
         distances = np.linalg.norm(edges[0][:, None] - edges[1][None], axis=-1)
         expected = max(np.percentile(distances.min(axis=axis), 95) for axis in (0, 1))
-        assert surface_scores(predicted, truth, tolerance_px=1)[1] == pytest.approx(expected, abs=1e-4)
+        found = surface_scores(predicted, truth, tolerance_px=1)
+        assert found.hd95 == pytest.approx(expected, abs=1e-4)
+        both = np.concatenate([distances.min(axis=0), distances.min(axis=1)])
+        assert found.asd == pytest.approx(both.mean(), abs=1e-4)

@@ -28,7 +28,7 @@ N_CASES = 12
 def result(arm: str, draw: int, gain: float) -> RunResult:
     """Returns a run in which every case scores `gain` more than .5 + its index / 100, give or take."""
     scores = [0.5 + i / 100 + gain * (1 + i % 3) for i in range(N_CASES)]
-    cases = tuple(CaseScores(f"c{i:02d}", f"g{i:02d}", (score,), (0.8,), (2.0,), tp=(5,), fp=(1,), fn=(1,))
+    cases = tuple(CaseScores(f"c{i:02d}", f"g{i:02d}", (score,), (0.8,), (2.0,), (1.0,), tp=(5,), fp=(1,), fn=(1,))
                   for i, score in enumerate(scores))
     return RunResult(arm, draw, 0, f"cache/{arm}-{draw}", 10, 160, 0, 12.5, 8, 0, 0, cases)
 

@@ -61,6 +61,15 @@ def test_draws_are_nested_and_differ() -> None:
     assert draw_labels(members()[::-1], seed=0, draw=0, budget=7) == draws[7]
 
 
+def test_labels_by_group_are_whole_groups_and_nested() -> None:
+    groups = {m.id: m.group for m in members()}
+    two, three = (draw_labels(members(), seed=0, draw=0, budget=40, n_groups=n) for n in (2, 3))
+    assert len({groups[i] for i in two.labelled}) == 2 and set(two.labelled) < set(three.labelled)
+    assert not {groups[i] for i in two.labelled} & {groups[i] for i in two.hidden}
+    with pytest.raises(UserError, match="n_groups=99.*groups"):
+        draw_labels(members(), seed=0, draw=0, budget=1, n_groups=99)
+
+
 def test_a_draw_without_foreground_is_drawn_again_and_says_so() -> None:
     mostly_blank = [Member(m.id, m.group, foreground=m.group == "g3") for m in members()]
     draws = [draw_labels(mostly_blank, seed=0, draw=k, budget=4) for k in range(8)]
