@@ -45,7 +45,8 @@ class DrawFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What was compared on; every size as it was at the working resolution `size`, px."""
+    """What was compared on; every size as it was at the working resolution `size`, px; `unit` of distances, px or mm.
+    """
 
     name: str
     modality: str
@@ -60,6 +61,7 @@ class DataFacts:
     test_groups: tuple[str, ...]
     fingerprint: str
     draws: tuple[DrawFacts, ...]
+    unit: str = "px"
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class ArmSummary:
 
     Attributes:
         dice_ci, nsd_ci: 95 % intervals over label draws and groups, None without one; note: why, or what weakens them.
-        hd95_mean, asd_mean: px; over what has a distance. undefined: share of (run, case, class) without one.
+        hd95_mean, asd_mean: px or mm; over what has a distance. undefined: share of (run, case, class) without one.
         both_empty, one_empty: share of (run, case, class) where both or just one of prediction and truth are empty.
         images_seen, unlabelled_seen, steps: per run. seconds: training, all runs together.
         dice_per_draw: mean Dice of each label draw. dice_per_class, nsd_per_class: by class name.

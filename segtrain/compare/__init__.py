@@ -141,4 +141,4 @@ def _data_facts(bench: Bench) -> DataFacts:
     name = Path(parts.labelled.where).name if info.name == "unnamed" else info.name
     return DataFacts(name, info.modality, parts.labelled.where, info.classes, info.channels, bench.settings.size,
                      len(training), len(set(training.groups)), len(parts.test), len(set(parts.test.groups)),
-                     tuple(sorted(set(parts.test.groups))), parts.source, draws)
+                     tuple(sorted(set(parts.test.groups))), parts.source, draws, "mm" if bench.spacings else "px")

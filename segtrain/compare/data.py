@@ -63,12 +63,13 @@ def shrink(images: ImageSet, size: int) -> ImageSet:
         UserError: if an item is synthetic, or a mask is ignored everywhere.
     """
     order = sorted(range(len(images)), key=lambda i: images.ids[i])
-    pixels, masks = [], []
+    pixels, masks, spacings = [], [], []
     for i in order:
         pair = images[i]
         if pair.made is not None:
             raise UserError(f"{images.where}: {pair.id}", rule="it is synthetic, and a comparison starts from real "
                             "data", repair="leave it out")
+        spacings.append(_scaled(images.items[i].spacing, pair.image.shape[:2], size))
         pixels.append(from_channels(resize_image(to_channels(pair.image), size)))
         if pair.mask is not None:
             masks.append(resize_mask(pair.mask, (size, size)))
@@ -76,9 +77,13 @@ def shrink(images: ImageSet, size: int) -> ImageSet:
             raise UserError(f"{images.where}: {pair.id}", rule="every pixel of its mask is ignored",
                             repair="leave it out")
     small = memory_set(pixels, masks or None, images.info, ids=[images.ids[i] for i in order],
-                       groups=[images.groups[i] for i in order])
+                       groups=[images.groups[i] for i in order], spacings=spacings)
     small.where = images.where
     return small
+
+
+def _scaled(spacing: tuple[float, float] | None, shape: tuple[int, ...], size: int) -> tuple[float, float] | None:
+    return spacing and (spacing[0] * shape[0] / size, spacing[1] * shape[1] / size)
 
 
 def choose(images: ImageSet, ids: Iterable[str]) -> ImageSet:

@@ -55,6 +55,8 @@ class Bench:
     def __init__(self, settings: CompareSettings, parts: Parts, out: Path) -> None:
         self.settings, self.parts, self.out = settings, parts, out
         self.test = parts.test.arrays(settings.size)
+        known = [item.spacing for item in parts.test.items if item.spacing]
+        self.spacings = tuple(known) if len(known) == len(parts.test) else ()
         self.trained = 0
         self._prints: dict[tuple[str, int], str | None] = {}
 
@@ -200,7 +202,7 @@ class Bench:
 
     def scores_file(self, job: Job) -> Path:
         """Returns where the scores of a run lie: beside it, named by the test cases and how they are measured."""
-        key = hash_json([self.test.fingerprint(), self.settings.nsd_tolerance_px])
+        key = hash_json([self.test.fingerprint(), self.settings.nsd_tolerance_px, self.spacings])
         return self.segmenter_folder(job) / f"scores-{job.arm.name.replace(':', '-')}-{key}.json"
 
     def predictions_file(self, job: Job) -> Path:
@@ -223,7 +225,7 @@ class Bench:
         replace_file(self.predictions_file(job), lambda p: _save_labels(p, predicted.numpy().astype(np.uint8)))
         cases = score_cases(predicted, torch.from_numpy(self.test.masks.astype(np.int64)), ids=self.test.ids,
                             groups=self.test.groups, n_classes=self.test.info.n_classes,
-                            tolerance_px=self.settings.nsd_tolerance_px)
+                            tolerance_px=self.settings.nsd_tolerance_px, spacings=self.spacings)
         return RunResult(job.arm.name, job.draw.index, job.seed, str(folder.relative_to(self.out)), done.steps,
                          done.counts.get("images_seen", 0), done.counts.get("unlabelled_seen", 0), done.seconds,
                          n_labelled=len(job.draw.labelled),

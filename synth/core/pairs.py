@@ -86,13 +86,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Item:
-    """A pair not yet read: who it is, and how to read (image, mask)."""
+    """A pair not yet read: who it is, and how to read (image, mask).
+
+    Attributes:
+        spacing: height and width of its pixels, mm, where known.
+    """
 
     id: str
     group: str
     read: Callable[[], tuple[np.ndarray, np.ndarray | None]]
     origin: str = "real"
     made: Provenance | None = None
+    spacing: tuple[float, float] | None = None
 
 
 class Rows(Sequence[np.ndarray]):
@@ -248,11 +253,12 @@ class PairSet(ImageSet):
     """Image-mask pairs, read when asked for."""
 
 
-def memory_set(images: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None, info: DataInfo, *,
-               ids: Sequence[str], groups: Sequence[str]) -> ImageSet:
+def memory_set(  # noqa: PLR0913 - one argument for each column of a set
+        images: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None, info: DataInfo, *, ids: Sequence[str],
+        groups: Sequence[str], spacings: Sequence[tuple[float, float] | None] = ()) -> ImageSet:
     """Returns a set over arrays in memory: pixels (H, W[, 3]) and labels (H, W); a PairSet if masks are given."""
     def reader(i: int) -> Callable[[], tuple[np.ndarray, np.ndarray | None]]:
         return lambda: (images[i], None if masks is None else masks[i])
 
-    items = [Item(ids[i], groups[i], reader(i)) for i in range(len(images))]
+    items = [Item(ids[i], groups[i], reader(i), spacing=spacings[i] if spacings else None) for i in range(len(images))]
     return (ImageSet if masks is None else PairSet)(items, info)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from functools import partial
 from pathlib import Path
 
@@ -42,9 +43,10 @@ def folder_sources(root: Path, options: Options) -> list[Source]:
     folder = root / "images" if (root / "images").is_dir() else root
     images = image_files(folder)
     masks = _mask_files(root, images) if options.labelled else {}
-    groups = _read_groups(root, [p.stem for p in images])
-    return [Source(Item(p.stem, groups.get(p.stem, p.stem), partial(read_files, p, masks.get(p.stem), options)),
-                   str(p), str(masks.get(p.stem, ""))) for p in images]
+    ids = [p.stem for p in images]
+    groups, spacings = _read_groups(root, ids), _read_spacings(root, ids)
+    return [Source(Item(p.stem, groups.get(p.stem, p.stem), partial(read_files, p, masks.get(p.stem), options),
+                        spacing=spacings.get(p.stem)), str(p), str(masks.get(p.stem, ""))) for p in images]
 
 
 def read_files(image: Path, mask: Path | None, options: Options) -> tuple[np.ndarray, np.ndarray | None]:
@@ -69,26 +71,47 @@ def _mask_files(root: Path, images: list[Path]) -> dict[str, Path]:
     return masks
 
 
-def _read_groups(root: Path, ids: list[str]) -> dict[str, str]:
-    path = root / "groups.csv"
+def _read_table(path: Path, columns: tuple[str, ...], ids: list[str]) -> dict[str, tuple[str, ...]]:
+    """Returns the values of `columns` for each image that the CSV file names; nothing if there is no such file."""
     if not path.is_file():
         return {}
+    header = ",".join(("name", *columns))
     with path.open(newline="", encoding="utf-8-sig") as handle:
         reader = csv.DictReader(handle)
-        if not {"name", "group"} <= set(reader.fieldnames or ()):
-            raise UserError(str(path), rule="its first line is name,group", repair="add that line")
-        rows = [(_stem(row["name"] or ""), (row["group"] or "").strip()) for row in reader]
+        if not {"name", *columns} <= set(reader.fieldnames or ()):
+            raise UserError(str(path), rule=f"its first line is {header}", repair="add that line")
+        rows = [(_stem(row["name"] or ""), tuple((row[c] or "").strip() for c in columns)) for row in reader]
     check_unique([name for name, _ in rows], str(path))
-    groups = dict(rows)
-    unknown, missing = sorted(set(groups) - set(ids)), sorted(set(ids) - set(groups))
-    nameless = [name for name, group in rows if not group]
-    for names, rule in ((unknown, "groups.csv names it, but no such image is there"),
-                        (missing, "the image is not in groups.csv, so its group is unknown"),
-                        (nameless, "its group is empty")):
+    table = dict(rows)
+    unknown, missing = sorted(set(table) - set(ids)), sorted(set(ids) - set(table))
+    empty = [name for name, values in rows if not all(values)]
+    for names, rule in ((unknown, f"{path.name} names it, but no such image is there"),
+                        (missing, f"the image is not in {path.name}, so its {columns[0]} is unknown"),
+                        (empty, f"its {columns[0]} is empty")):
         if names:
-            raise UserError(f"{path}: {names[0]}", rule=rule, repair="make groups.csv list each image once, "
-                            "or delete groups.csv and each image is its own group")
-    return groups
+            without = " and each image is its own group" if "group" in columns else ""
+            raise UserError(f"{path}: {names[0]}", rule=rule,
+                            repair=f"make {path.name} list each image once, or delete {path.name}{without}")
+    return table
+
+
+def _read_groups(root: Path, ids: list[str]) -> dict[str, str]:
+    return {name: group for name, (group,) in _read_table(root / "groups.csv", ("group",), ids).items()}
+
+
+def _read_spacings(root: Path, ids: list[str]) -> dict[str, tuple[float, float]]:
+    """Returns the pixels' height and width, mm, of the images in spacing.csv."""
+    path, spacings = root / "spacing.csv", {}
+    for name, texts in _read_table(path, ("row_mm", "column_mm"), ids).items():
+        try:
+            height, width = (float(text) for text in texts)
+        except ValueError:
+            height = width = math.nan
+        if not (0 < height < math.inf and 0 < width < math.inf):
+            raise UserError(f"{path}: {name}", rule=f"its spacing {','.join(texts)} is not two lengths in mm",
+                            repair="give the height and the width of its pixels")
+        spacings[name] = (height, width)
+    return spacings
 
 
 def _stem(name: str) -> str:

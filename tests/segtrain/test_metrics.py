@@ -141,3 +141,13 @@ def test_distances_by_brute_force() -> None:
         assert found.hd95 == pytest.approx(expected, abs=1e-4)
         both = np.concatenate([distances.min(axis=0), distances.min(axis=1)])
         assert found.asd == pytest.approx(both.mean(), abs=1e-4)
+
+
+def test_distances_follow_the_spacing_of_the_pixels() -> None:
+    down, right = square(13), square(10, 14)
+    assert surface_scores(down, square(), tolerance_px=1, spacing=(2.0, 0.5)).hd95 == pytest.approx(6)
+    assert surface_scores(right, square(), tolerance_px=1, spacing=(2.0, 0.5)).hd95 == pytest.approx(2)
+    plain, fine = (surface_scores(down, square(), tolerance_px=1, spacing=(s, s)) for s in (1.0, 0.25))
+    assert (fine.hd95, fine.asd) == pytest.approx((plain.hd95 / 4, plain.asd / 4)) and fine.nsd == plain.nsd
+    empty = surface_scores(np.zeros_like(down), down, tolerance_px=1, spacing=(3.0, 4.0))
+    assert empty.hd95 == empty.asd == pytest.approx(5 * SIZE)

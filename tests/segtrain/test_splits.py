@@ -196,3 +196,11 @@ def test_root_and_folders_exclude_each_other(tmp_path) -> None:
         prepare(settings(data=CompareData(root="a", test="b")))
     with pytest.raises(UserError, match="no labelled images"):
         prepare(settings())
+
+
+def test_spacing_follows_the_images_to_the_working_resolution() -> None:
+    pairs = make_phantom(6, size=32, n_groups=3)
+    spaced = memory_set([p.image for p in pairs], [p.mask for p in pairs], pairs.info, ids=pairs.ids,
+                        groups=pairs.groups, spacings=[(0.5, 0.25)] * 6)
+    assert {item.spacing for item in shrink(spaced, 16).items} == {(1.0, 0.5)}
+    assert {item.spacing for item in shrink(pairs, 16).items} == {None}

@@ -317,3 +317,19 @@ def test_channels_and_split_that_do_not_exist(root: Path) -> None:
         load_pairs(root, channels=2)
     with pytest.raises(UserError, match="split=test"):
         load_images(root, split="test")
+
+
+@pytest.mark.parametrize(("row", "says"), [
+    ("{id},0.5,wide", "not two lengths in mm"), ("{id},0.5,0", "not two lengths"), ("{id},nan,1", "not two lengths"),
+    ("{id},,1", "row_mm is empty"), ("stranger,1,1", "no such image"),
+])
+def test_spacings_that_are_no_lengths_are_refused(tmp_path: Path, row: str, says: str) -> None:
+    pairs, root = make_phantom(2, size=32, n_groups=2), tmp_path / "set"
+    write_folder(pairs, root)
+    lines = ["name,row_mm,column_mm", row.format(id=pairs.ids[0]), f"{pairs.ids[1]},0.5,0.25"]
+    (root / "spacing.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=f"spacing.csv.*{says}"):
+        load_pairs(root)
+    lines[1] = f"{pairs.ids[0]},1,2"
+    (root / "spacing.csv").write_text("\n".join(lines) + "\n")
+    assert [item.spacing for item in load_pairs(root).items] == [(1.0, 2.0), (0.5, 0.25)]
