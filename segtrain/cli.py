@@ -39,6 +39,7 @@ def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool =
     labelled = load_pairs(folder, mask_map=data.mask_map, channels=data.channels)
     like, channels = labelled.info, labelled.info.channels
     segmenter = run_fit(plan.settings, labelled, out=out, held_out=data.held_out,
+                    stored=data.stored or None, observers=data.observers,
                     synthetic=load_pairs(data.synthetic, channels=channels, like=like) if data.synthetic else None,
                     unlabelled=load_images(data.unlabelled, channels=channels, like=like) if data.unlabelled else None)
     say(f"{out}: {segmenter.result.counts} in {segmenter.result.seconds:.0f} s, model {segmenter.content_hash()}")

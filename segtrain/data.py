@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 import torch
 
+from segtrain.extras import NOTHING, Extras
 from segtrain.inputs import make_inputs
+from segtrain.patches import Corner, cut, draw_corner, read_arrays, shows_foreground
 from segtrain.settings import SegmentSettings
-from synth.core.checks import IGNORE, UserError
+from segtrain.stacks import hold_out, windows
+from segtrain.stored import Stored, print_of, read_observers, read_stored
+from synth.core.checks import UserError
 from synth.core.loop import Batch
-from synth.core.pairs import Arrays, DataInfo, ImageSet, PairSet
+from synth.core.pairs import Arrays, DataInfo, ImageSet, PairSet, Rows
 from synth.core.rng import derive_seed, sample_rng
 from synth.core.space import pixels_to_unit
 
@@ -60,47 +64,75 @@ def check_alike(other: DataInfo, info: DataInfo, kind: str) -> None:
 
 @dataclass(frozen=True)
 class Streams:
-    """What training reads, decoded once, and the rule by which it is dealt out."""
+    """What training reads, decoded once, and the rule by which it is dealt out.
+
+    Attributes:
+        labelled, synthetic, unlabelled: what is dealt out. inputs: further forms of the unlabelled images, by name.
+        calibration: labelled images that teach nothing. stored: pseudo-labels of the unlabelled images.
+        observers: further annotators' masks of the labelled images, (O, N, S, S). stacks: runs of neighbouring slices
+            of the labelled images, as rows; () = images are drawn by themselves.
+    """
 
     labelled: Arrays
     synthetic: Arrays | None
     unlabelled: Arrays | None
     settings: SegmentSettings
-    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    inputs: Mapping[str, np.ndarray | Rows] = field(default_factory=dict)
+    calibration: Arrays | None = None
+    stored: Stored | None = None
+    observers: np.ndarray | None = None
+    stacks: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def read(cls, settings: SegmentSettings, labelled: PairSet, *, synthetic: PairSet | None = None,
-             unlabelled: ImageSet | None = None, inputs: Sequence[str] = ()) -> Streams:
-        """Returns the streams of three sets at the working resolution; `inputs` names forms of the unlabelled images.
+             unlabelled: ImageSet | None = None, extras: Extras = NOTHING) -> Streams:
+        """Returns the streams of three sets at the working resolution; `extras` is what else the method wants.
 
         Raises:
             UserError: if they do not go together, a mask is missing, or no labelled pair shows any foreground.
         """
-        arrays = labelled.arrays(settings.size)
+        if settings.patch and (extras.stored or extras.observers or extras.stack > 1):
+            raise UserError("patch", rule="this method looks at whole images: at stored or several masks of them, or "
+                            "at stacks of slices", repair="leave patch out and give size")
+        whole = read_arrays(labelled, settings)
+        train, apart = hold_out(whole.groups, extras.held_out_share, settings.loop.seed)
+        arrays = whole.select(train) if apart else whole
         for other, kind in ((synthetic, "synthetic"), (unlabelled, "unlabelled")):
             if other is not None:
                 check_alike(other.info, labelled.info, kind)
-        made = None if synthetic is None else synthetic.arrays(settings.size)
+        made = None if synthetic is None else read_arrays(synthetic, settings)
         for part in (arrays, made):
             if part is not None and part.masks is None:
                 raise UserError(labelled.where, rule="a pair without a mask cannot be learnt from",
                                 repair="give masks, or pass the images as unlabelled")
-        if not ((arrays.masks > 0) & (arrays.masks != IGNORE)).any():
-            raise UserError(labelled.where, rule=f"no labelled pair shows any foreground at {settings.size} px",
+        if not shows_foreground(arrays):
+            raise UserError(labelled.where, rule=f"no labelled pair shows any foreground at {settings.side} px",
                             repair="check the masks and mask_map, or raise size")
-        pile = None if unlabelled is None else unlabelled.arrays(settings.size).without_masks()
-        return cls(arrays, made, pile, settings, make_inputs(pile, inputs))
+        pile = None if unlabelled is None else read_arrays(unlabelled, settings).without_masks()
+        return cls(
+            arrays, made, pile, settings, make_inputs(pile, extras.inputs),
+            calibration=whole.select(apart) if apart else None,
+            stored=extras.stored and read_stored(extras.stored, unlabelled, settings.size, labelled.info.n_classes),
+            observers=read_observers(extras.observers, labelled, settings.size)[:, train] if extras.observers else None,
+            stacks=windows(arrays.ids, arrays.groups, extras.stack) if extras.stack > 1 else ())
 
     def fingerprints(self) -> dict[str, str]:
         """Returns what identifies each set's content; "" where there is none."""
         parts = {"labelled": self.labelled, "synthetic": self.synthetic, "unlabelled": self.unlabelled}
-        return {name: part.fingerprint() if part else "" for name, part in parts.items()}
+        found = {name: part.fingerprint() if part else "" for name, part in parts.items()}
+        if self.calibration:
+            found["calibration"] = self.calibration.fingerprint()
+        if self.stored:
+            found["stored"] = self.stored.fingerprint()
+        if self.observers is not None:
+            found["observers"] = print_of(self.observers)
+        return found
 
     def batches(self, step: int, rank: int, n_ranks: int) -> Batch:
         """Returns this rank's part of batch `step`: a pure function, so a restart needs no state.
 
-    XX The global batch is drawn
-        first and dealt out by rank, so that the images seen do not depend on the number of processes.
+        The global batch is drawn first and dealt out by rank, so that the images seen do not depend on the number of
+        processes.
 
         Raises:
             UserError: if a batch size cannot be dealt out evenly.
@@ -108,35 +140,78 @@ class Streams:
         n, n_unlabelled = self.settings.batch_size, self.settings.unlabelled_batch_size
         check_ranks(n, n_ranks, "batch_size")
         before, after = self._n_synthetic(step), self._n_synthetic(step + 1)
-        rows = [(self.labelled, False, k) for k in range(step * n - before, (step + 1) * n - after)]
-        rows += [(self.synthetic, True, k) for k in range(before, after)]
-        batch = self._supervised(rows[rank::n_ranks])
+        rows = [(False, k) for k in range(step * n - before, (step + 1) * n - after)]
+        rows += [(True, k) for k in range(before, after)]
+        # Slices of one stack stay on one process.
+        first = rank * n // n_ranks
+        batch = self._supervised(rows[first:first + n // n_ranks] if self.stacks else rows[rank::n_ranks])
+        if self.calibration:
+            batch |= self._calibration(step)
         if self.unlabelled is not None:
             check_ranks(n_unlabelled, n_ranks, "unlabelled_batch_size")
             draws = range(step * n_unlabelled, (step + 1) * n_unlabelled)[rank::n_ranks]
             rows = self._indices("unlabelled", draws, self.unlabelled)
-            batch["unlabelled"] = self._images(self.unlabelled, rows)
             batch["unlabelled_seeds"] = self._seeds("unlabelled", draws)
+            corners = self._corners(self.unlabelled, rows, batch["unlabelled_seeds"])
+            batch["unlabelled"] = self._images(self.unlabelled, rows, corners)
             batch["unlabelled_rows"] = torch.tensor(rows)
+            if self.stored:
+                batch["stored_labels"] = torch.from_numpy(self.stored.labels[rows].astype(np.int64))
+                batch["stored_confidence"] = torch.from_numpy(self.stored.confidence[rows].astype(np.float32) / 255)
             for name, images in self.inputs.items():
-                batch[f"input_{name}"] = pixels_to_unit(images[rows], self.unlabelled.info.intensity_range)
+                batch[f"input_{name}"] = pixels_to_unit(cut(images, rows, corners, self.settings.side),
+                                                        self.unlabelled.info.intensity_range)
         return batch
 
     def _n_synthetic(self, step: int) -> int:
         # Synthetic images drawn before `step`: rounded once per run, not per batch, so that the share is met exactly.
         return int(step * self.settings.batch_size * self.settings.synthetic_share + 1e-9) if self.synthetic else 0
 
-    def _supervised(self, rows: list[tuple[Arrays, bool, int]]) -> Batch:
-        images, labels, seeds, found = [], [], [], []
-        for part, made, draw in rows:
-            name = "synthetic" if made else "labelled"
-            index = self._indices(name, [draw], part)
-            images.append(self._images(part, index))
-            labels.append(torch.from_numpy(part.masks[index].astype(np.int64)))
-            seeds.append(self._seeds(name, [draw]))
-            found.append(index[0] + (len(self.labelled) if made else 0))
-        return {"images": torch.cat(images), "labels": torch.cat(labels), "seeds": torch.cat(seeds),
-                "synthetic": torch.tensor([made for _, made, _ in rows]), "rows": torch.tensor(found)}
+    def _supervised(self, rows: list[tuple[bool, int]]) -> Batch:
+        # Labelled rows come first, as `rows` has them.
+        draws = {made: [draw for own, draw in rows if own == made] for made in (False, True)}
+        parts = [self._deal(some, made=made) for made, some in draws.items() if some]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+    def _deal(self, draws: list[int], *, made: bool) -> Batch:
+        part, name = (self.synthetic, "synthetic") if made else (self.labelled, "labelled")
+        stacks = [-1] * len(draws)
+        if self.stacks and not made:
+            stacks, index = (list(column) for column in zip(*(self._slice(draw) for draw in draws), strict=True))
+            draws = stacks
+        else:
+            index = self._indices(name, draws, part)
+        seeds = self._seeds(name, draws)
+        corners = self._corners(part, index, seeds)
+        labels = self._labels(part, index, corners)
+        batch = {"images": self._images(part, index, corners), "labels": labels, "seeds": seeds,
+                 "synthetic": torch.full((len(draws),), made),
+                 "rows": torch.tensor(index) + (len(self.labelled) if made else 0)}
+        batch |= {} if self.observers is None else {"observers": self._observers(labels, None if made else index)}
+        return batch | ({"stacks": torch.tensor(stacks)} if self.stacks else {})
+
+    def _slice(self, draw: int) -> tuple[int, int]:
+        # Which stack a draw belongs to, and the row of its slice. All slices of a stack are augmented alike: what they
+        # show together would fall apart otherwise.
+        stack, place = divmod(draw, len(self.stacks[0]))
+        order = _order(self.settings.loop.seed, "stacks", stack // len(self.stacks), len(self.stacks))
+        return stack, self.stacks[order[stack % len(self.stacks)]][place]
+
+    def _observers(self, own: torch.Tensor, rows: list[int] | None) -> torch.Tensor:
+        # Labels (B, O, S, S): the set's own mask first. A synthetic pair has no other, so all see the same.
+        if rows is None:
+            return own[:, None].expand(-1, 1 + len(self.observers), -1, -1)
+        others = torch.from_numpy(self.observers[:, rows].astype(np.int64)).movedim(0, 1)
+        return torch.cat([own[:, None], others], dim=1)
+
+    def _calibration(self, step: int) -> Batch:
+        # The same on every process, which therefore all come to the same conclusions.
+        n = max(self.settings.batch_size // 4, 1)
+        draws = range(step * n, (step + 1) * n)
+        rows = self._indices("calibration", draws, self.calibration)
+        corners = self._corners(self.calibration, rows, self._seeds("calibration", draws))
+        return {"calibration_images": self._images(self.calibration, rows, corners),
+                "calibration_labels": self._labels(self.calibration, rows, corners)}
 
     def _indices(self, stream: str, draws: Collection[int], part: Arrays) -> list[int]:
         seed, n = self.settings.loop.seed, len(part)
@@ -145,9 +220,19 @@ class Streams:
     def _seeds(self, stream: str, draws: Collection[int]) -> torch.Tensor:
         return torch.tensor([derive_seed(self.settings.loop.seed, "augment", stream, k) for k in draws])
 
-    @staticmethod
-    def _images(part: Arrays, indices: list[int]) -> torch.Tensor:
-        return pixels_to_unit(part.images[indices], part.info.intensity_range)
+    def _corners(self, part: Arrays, rows: list[int], seeds: torch.Tensor) -> list[Corner] | None:
+        # Where the squares of some images lie, each by its own seed; None = they are seen whole.
+        if self.settings.patch is None:
+            return None
+        return [draw_corner(sample_rng(seed, "patch"), part.images[i].shape[-2:], self.settings.patch,
+                            None if part.masks is None else part.masks[i])
+                for i, seed in zip(rows, seeds.tolist(), strict=True)]
+
+    def _images(self, part: Arrays, rows: list[int], corners: list[Corner] | None) -> torch.Tensor:
+        return pixels_to_unit(cut(part.images, rows, corners, self.settings.side), part.info.intensity_range)
+
+    def _labels(self, part: Arrays, rows: list[int], corners: list[Corner] | None) -> torch.Tensor:
+        return torch.from_numpy(cut(part.masks, rows, corners, self.settings.side).astype(np.int64))
 
 
 @lru_cache(maxsize=64)

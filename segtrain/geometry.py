@@ -30,10 +30,10 @@ class Geometry:
 def draw_geometry(rngs: Sequence[torch.Generator], settings: GeometrySettings) -> Geometry:
     """Returns one move per generator; row i depends on `rngs[i]` alone."""
     u = torch.stack([torch.rand(7, generator=rng, dtype=torch.float64) for rng in rngs])
-    moved = (u[:, 0] < settings.p).double()
-    angle = moved * (2 * u[:, 1] - 1) * math.radians(settings.rotate_deg)
-    scale = torch.exp(-moved * (2 * u[:, 2] - 1) * math.log1p(settings.zoom))
-    shift = 2 * settings.shift * moved[:, None] * (2 * u[:, 3:5] - 1)
+    rotated, zoomed, shifted = _hits(u[:, 0], rngs, settings)
+    angle = rotated * (2 * u[:, 1] - 1) * math.radians(settings.rotate_deg)
+    scale = torch.exp(-zoomed * (2 * u[:, 2] - 1) * math.log1p(settings.zoom))
+    shift = 2 * settings.shift * shifted[:, None] * (2 * u[:, 3:5] - 1)
     sign = torch.ones_like(shift)
     if settings.flip_horizontal:
         sign[:, 0] = torch.where(u[:, 5] < 0.5, -1.0, 1.0)
@@ -45,7 +45,20 @@ def draw_geometry(rngs: Sequence[torch.Generator], settings: GeometrySettings) -
     field = None
     if settings.elastic_px:
         field = settings.elastic_px * randn_each((2, settings.elastic_cells, settings.elastic_cells), rngs)
+        if settings.p_elastic < 1:
+            hit = torch.stack([torch.rand((), generator=rng) for rng in rngs]) < settings.p_elastic
+            field = field * hit[:, None, None, None]
     return Geometry(torch.stack(rows, 1).float(), field)
+
+
+def _hits(together: torch.Tensor, rngs: Sequence[torch.Generator], settings: GeometrySettings) -> list[torch.Tensor]:
+    # Which rows are rotated, zoomed, shifted. More is drawn only where a kind has a share of its own.
+    own = (settings.p_rotate, settings.p_zoom, settings.p_shift)
+    moved = (together < settings.p).double()
+    if own == (None, None, None):
+        return [moved] * 3
+    u = torch.stack([torch.rand(3, generator=rng, dtype=torch.float64) for rng in rngs])
+    return [moved if p is None else (u[:, i] < p).double() for i, p in enumerate(own)]
 
 
 def geometry_grid(params: Geometry, size: tuple[int, int], device: torch.device) -> torch.Tensor:
@@ -72,14 +85,16 @@ def inside_grid(grid: torch.Tensor) -> torch.Tensor:
 
 
 def sample_nearest(labels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """Returns labels (B, H, W) of any type at grid (B, H, W, 2), nearest neighbour, clamped at the border."""
-    moved = F.grid_sample(labels[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
-    return moved[:, 0].to(labels.dtype)
+    """Returns labels (B, H, W) or (B, O, H, W) of any type at grid (B, H, W, 2), nearest, clamped at the border."""
+    channels = labels if labels.ndim == 4 else labels[:, None]
+    moved = F.grid_sample(channels.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
+    return moved.to(labels.dtype).reshape(*labels.shape[:-2], *grid.shape[1:3])
 
 
 def sample_labels(labels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """Returns labels (B, H, W) at grid (B, H, W, 2), nearest neighbour; 255 (ignore) beyond the border.
+    """Returns labels (B, H, W) or (B, O, H, W) at grid (B, H, W, 2), nearest neighbour; 255 beyond the border.
 
     The mirrored image there was never annotated: a lesion cut by the border would get a twin, so nobody is taught it.
     """
-    return sample_nearest(labels, grid).masked_fill(~inside_grid(grid), IGNORE)
+    inside = inside_grid(grid)
+    return sample_nearest(labels, grid).masked_fill(~(inside if labels.ndim == 3 else inside[:, None]), IGNORE)

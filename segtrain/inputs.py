@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from segtrain.patches import in_rows
+from segtrain.trees import TREES
 from synth.core.checks import UserError
-from synth.core.pairs import Arrays
+from synth.core.pairs import Arrays, Rows
 
-INPUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+INPUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {**TREES}
 """Pixels (C, H, W) -> pixels (C, H, W) of the same type, by the name that method files use."""
 
 
-def make_inputs(pile: Arrays | None, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns every form of `names` of every image of `pile`, pixels (N, C, S, S).
+def make_inputs(pile: Arrays | None, names: Sequence[str]) -> dict[str, np.ndarray | Rows]:
+    """Returns every form of `names` of every image of `pile`, pixels (N, C, S, S), or (C, H, W) row by row.
 
     Raises:
         UserError: if there is no such form.
@@ -27,4 +29,5 @@ def make_inputs(pile: Arrays | None, names: Sequence[str]) -> dict[str, np.ndarr
                             repair=f"did you mean {near[0]}?" if near else "")
     if pile is None:
         return {}
-    return {name: np.stack([INPUTS[name](pile.images[i]) for i in range(len(pile))]) for name in names}
+    forms = {name: [INPUTS[name](pile.images[i]) for i in range(len(pile))] for name in names}
+    return {name: in_rows(some) if pile.is_native else np.stack(some) for name, some in forms.items()}

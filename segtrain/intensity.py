@@ -26,6 +26,7 @@ class Intensity:
     Attributes:
         gain, contrast, gamma: factors and exponent; 1 changes nothing. colour: matrices (B, 3, 3).
         blur_px: Gaussian sigma. resolution: share kept. noise: sigma, share of the range. noise_seed: of its pixels.
+        inverted: exponent of one more curve, on the inverted image. retain_stats: of the curves, for all samples.
     """
 
     gain: torch.Tensor
@@ -36,6 +37,8 @@ class Intensity:
     resolution: torch.Tensor
     noise: torch.Tensor
     noise_seed: tuple[int, ...]
+    inverted: torch.Tensor | None = None
+    retain_stats: bool = False
 
 
 def draw_intensity(rngs: Sequence[torch.Generator], settings: IntensitySettings) -> Intensity:
@@ -43,17 +46,28 @@ def draw_intensity(rngs: Sequence[torch.Generator], settings: IntensitySettings)
     u = torch.stack([torch.rand(13, generator=rng, dtype=torch.float64) for rng in rngs])
     sym = 2 * u - 1
     coloured = (u[:, 0] < settings.p_colour).double()
-    gamma = torch.exp(coloured * sym[:, 3] * math.log1p(settings.gamma))
+    brighter, contrasted, curved, inverted = _hits(coloured, rngs, settings)
+    gamma = torch.exp(curved * sym[:, 3] * math.log1p(settings.gamma))
     # A few resolutions instead of any: each is one resize of all the rows that share it.
     level = ((u[:, 9] * LOW_RES_STEPS).floor() + 1) / LOW_RES_STEPS
     resolution = 1 + (u[:, 8] < settings.p_low_res) * level * (settings.low_res - 1)
     return Intensity(
-        gain=1 + coloured * settings.brightness * sym[:, 1], contrast=1 + coloured * settings.contrast * sym[:, 2],
+        gain=1 + brighter * settings.brightness * sym[:, 1], contrast=1 + contrasted * settings.contrast * sym[:, 2],
         gamma=gamma, colour=_colour(1 + coloured * settings.saturation * sym[:, 4],
                                     2 * math.pi * coloured * settings.hue * sym[:, 5]),
         blur_px=(u[:, 6] < settings.p_blur) * settings.blur_px * u[:, 7], resolution=resolution,
         noise=(u[:, 10] < settings.p_noise) * settings.noise * u[:, 11],
-        noise_seed=tuple(derive_seed(0, str(x)) for x in u[:, 12].tolist()))
+        noise_seed=tuple(derive_seed(0, str(x)) for x in u[:, 12].tolist()),
+        inverted=torch.exp(inverted * math.log1p(settings.gamma)), retain_stats=settings.retain_stats)
+
+
+def _hits(coloured: torch.Tensor, rngs: Sequence[torch.Generator], settings: IntensitySettings) -> list[torch.Tensor]:
+    # Which rows get brightness, contrast and gamma: those that get colours, or a share of their own. Last, how far and
+    # which way in [-1, 1] the inverted curve bends, 0 where there is none.
+    u = torch.stack([torch.rand(5, generator=rng, dtype=torch.float64) for rng in rngs])
+    own = (settings.p_brightness, settings.p_contrast, settings.p_gamma)
+    hits = [coloured if p is None else (u[:, i] < p).double() for i, p in enumerate(own)]
+    return [*hits, (u[:, 3] < settings.p_invert) * (2 * u[:, 4] - 1)]
 
 
 def _colour(saturation: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
@@ -71,8 +85,23 @@ def apply_intensity(images: torch.Tensor, params: Intensity) -> torch.Tensor:
         x = torch.einsum("bij,bjhw->bihw", params.colour.to(x), x)
     mean = x.mean(dim=(2, 3), keepdim=True)
     x = (x - mean) * _column(params.contrast, x) + mean * _column(params.gain, x)
-    x = x.clamp(0, 1) ** _column(params.gamma, x)
+    x = x.clamp(0, 1)
+    if params.inverted is not None and (params.inverted != 1).any():
+        bent = 1 - _curve(1 - x, params.inverted, retain_stats=params.retain_stats).clamp(0, 1)
+        x = torch.where(_column(params.inverted, x) == 1, x, bent)
+    x = _curve(x, params.gamma, retain_stats=params.retain_stats)
     return (_add_noise(x, params) * 2 - 1).clamp(-1, 1)
+
+
+def _curve(x: torch.Tensor, gamma: torch.Tensor, *, retain_stats: bool) -> torch.Tensor:
+    # x ** gamma of values in [0, 1], each channel's mean and deviation put back if asked for (nnU-Net's retain_stats).
+    curved = x ** _column(gamma, x)
+    if not retain_stats:
+        return curved
+    sd, mean = torch.std_mean(x, dim=(2, 3), keepdim=True, correction=0)
+    new_sd, new_mean = torch.std_mean(curved, dim=(2, 3), keepdim=True, correction=0)
+    kept = (curved - new_mean) * (sd / new_sd.clamp_min(1e-7)) + mean
+    return torch.where(_column(gamma, x) == 1, x, kept)  # rows without a curve stay as they are, bit for bit
 
 
 def _column(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

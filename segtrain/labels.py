@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from segtrain.policies import POLICIES
 from synth.core.config import Settings
 
 if TYPE_CHECKING:
@@ -18,5 +19,5 @@ class Dense(Settings):
         return scene.supervised
 
 
-LABELS: dict[str, type[Settings]] = {"dense": Dense}
+LABELS: dict[str, type[Settings]] = {"dense": Dense, **POLICIES}
 """Label policies by the name that method files use."""

@@ -15,7 +15,7 @@ from segtrain.labels import LABELS
 from segtrain.losses import LOSSES, SUPERVISED
 from segtrain.regularisers import REGULARISERS
 from segtrain.targets import SOURCES, TARGETS
-from segtrain.topology import TOPOLOGIES
+from segtrain.topologies import TOPOLOGIES
 from segtrain.views import FEATURE_PERTURBATIONS, PERTURBATIONS
 from synth.core.checks import UserError
 from synth.core.config import Settings, load_config, to_yaml
@@ -83,7 +83,8 @@ class View(Settings):
         input: a further form of the images that the streams make ("tree_max", ...); null = the images.
         source: who says what the target is. target: operators on that.
         perturb: of the images, one after another. features: of what the encoder makes of them; null = none.
-        loss, weight: how it counts. ramp: whether it also grows as `lambda_u` does.
+        loss, weight: how it counts; loss null = the view is only there for regularisers to look at. ramp: whether it
+            also grows as `lambda_u` does.
     """
 
     of: Literal["unlabelled", "supervised"] = "unlabelled"
@@ -93,7 +94,7 @@ class View(Settings):
     target: tuple[Slot, ...] = ()
     perturb: tuple[Slot, ...] = ()
     features: Slot | None = None
-    loss: Slot
+    loss: Slot | None
     weight: float = Field(1.0, gt=0)
     ramp: bool = True
 
@@ -129,6 +130,8 @@ class Method(Settings):
             `segment.second`. heads: what is trained beside them, by name.
         supervised_loss: of labelled and synthetic images. labels: what is made of their labels first.
         views, regularisers, lambda_u: of the whole run; or phases, each with its own.
+        held_out_share: of the labelled images, whole groups that teach nothing: what slots calibrate themselves on.
+        stack: so many neighbouring slices of a group are drawn together; 1 = images by themselves.
         predictor: the branch or average that predicts in the end, or "mean" of all branches.
     """
 
@@ -144,6 +147,8 @@ class Method(Settings):
     regularisers: tuple[Term, ...] = ()
     lambda_u: Schedule = Schedule()
     phases: tuple[Phase, ...] = ()
+    held_out_share: float = Field(0.0, ge=0, lt=1)
+    stack: int = Field(1, ge=1)
     predictor: str = "student"
 
     def plan(self) -> tuple[Phase, ...]:
@@ -152,10 +157,14 @@ class Method(Settings):
 
     def inputs(self) -> tuple[str, ...]:
         """Returns the further forms of the images that its views start from."""
-        return tuple(sorted({view.input for phase in self.plan() for view in phase.views if view.input}))
+        views = [view for phase in self.plan() for view in phase.views]
+        return tuple(sorted({str(name) for v in views for name in (v.input, v.source.args.get("input")) if name}))
 
-    def needs(self, what: Literal["unlabelled", "stored", "observers"]) -> bool:
-        """Returns whether it looks at unlabelled images, stored pseudo-labels of them, or several observers' masks."""
+    def needs(self, what: Literal["unlabelled", "stored", "observers", "calibration", "stacks"]) -> bool:
+        """Returns whether it looks at unlabelled images, stored pseudo-labels of them, or several observers' masks.
+
+        Or at labelled images held out for "calibration", or at "stacks" of slices.
+        """
         if what == "unlabelled" and any(v.of == "unlabelled" for phase in self.plan() for v in phase.views):
             return True
         return any(what in getattr(registry[step.name], "needs", ()) for registry, step in self._steps())
@@ -165,6 +174,7 @@ class Method(Settings):
         for phase in self.plan():
             steps += [(REGULARISERS, term.use) for term in phase.regularisers]
             steps += [(SOURCES, view.source) for view in phase.views]
+            steps += [(TARGETS, step) for view in phase.views for step in view.target]
         return steps
 
 
@@ -195,7 +205,7 @@ def _resolve_view(view: View) -> View:
         "perturb": tuple(_spelt_out(PERTURBATIONS, s, "perturb") for s in view.perturb),
         "features": view.features and _spelt_out(FEATURE_PERTURBATIONS, view.features, "features"),
         "target": tuple(_spelt_out(TARGETS, s, "target") for s in view.target),
-        "loss": _spelt_out(LOSSES, view.loss, "loss")})
+        "loss": view.loss and _spelt_out(LOSSES, view.loss, "loss")})
 
 
 def _resolve_terms(part: Method | Phase) -> dict[str, object]:

@@ -10,16 +10,20 @@ from functools import partial
 import torch
 from torch import nn
 
+from segtrain.fingerprint import Fingerprint
 from segtrain.heads import HEADS, Sizes
 from segtrain.labels import LABELS
 from segtrain.losses import LOSSES, SUPERVISED
+from segtrain.losses.deep import loss_by_kind
 from segtrain.method import Method, Phase, Step, View, member
 from segtrain.models import Features, SegNet, build_model, check_size, partner_of
+from segtrain.optimizers import make_optimizer
 from segtrain.regularisers import REGULARISERS
 from segtrain.scene import Scene, Shown, Supervised
 from segtrain.settings import ModelSettings, SegmentSettings
 from segtrain.targets import SOURCES, TARGETS, Target, from_labels, soft
-from segtrain.topology import TOPOLOGIES, Look
+from segtrain.topologies import TOPOLOGIES
+from segtrain.topology import Look
 from segtrain.views import FEATURE_PERTURBATIONS, PERTURBATIONS
 from segtrain.warps import ChainWarp, Rngs
 from synth.core.loop import Batch, Recipe, poly
@@ -46,7 +50,7 @@ class _View:
         self.target = _members(TARGETS, view.target, "target")
         self.perturb = _members(PERTURBATIONS, view.perturb, "perturb")
         self.features = view.features and member(FEATURE_PERTURBATIONS, view.features, "features")
-        self.loss = member(LOSSES, view.loss, "loss")
+        self.loss = view.loss and member(LOSSES, view.loss, "loss")
 
     def narrow(self, target: Target, scene: Scene | None) -> Target:
         """Returns what the operators make of `target`, one after another."""
@@ -66,7 +70,8 @@ class _View:
                 images, warp = perturb(images, rngs("view", index, i), scene)
                 warps.append(warp)
         warp = ChainWarp(tuple(warps))
-        features = self.features and partial(self._features, rngs=rngs("features", index))
+        draws = getattr(self.features, "draws", index)  # members that name their draws draw alike for every view
+        features = self.features and partial(self._features, rngs=rngs("features", draws))
         return Shown(self.branch, images, warp, warp.apply(target), features)
 
     def _features(self, features: Features, rngs: Rngs) -> Features:
@@ -104,18 +109,24 @@ class SegmentRecipe(Recipe):
     at, and a step is a supervised one, bit for bit.
     """
 
-    def __init__(self, settings: SegmentSettings, method: Method, *, info: DataInfo, has_synthetic: bool) -> None:
+    def __init__(self, settings: SegmentSettings, method: Method, *, info: DataInfo, has_synthetic: bool,
+                 fingerprint: Fingerprint | None = None) -> None:
         super().__init__()
+        assert (fingerprint is None) == (settings.normalise == "range"), "the fingerprint is what the settings ask for"
+        self.fingerprint = fingerprint
         self.settings, self.method, self.info, self.has_synthetic = settings, method, info, has_synthetic
-        self.topology = member(TOPOLOGIES, method.topology, "topology")(self._build)
+        self.form = member(TOPOLOGIES, method.topology, "topology")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(settings.loop.seed, "topology"))  # for decoders that a network gets later
+            self.topology = self.form(self._build)
         self.nets, self.averages = self.topology.nets, self.topology.averages
         for net in self.nets.values():
-            check_size(net, settings.size)
+            check_size(net, settings.side)
         self.predictor()
         first = next(iter(self.nets.values()))
         self.heads = {name: self._head(name, step, first) for name, step in method.heads.items()}
-        self.optimizers = {name: _optimizer(net, settings, self.model(name)) for name, net in self.nets.items()}
-        self.optimizers |= {f"head_{name}": _optimizer(head, settings) for name, head in self.heads.items()}
+        self.optimizers = {name: make_optimizer(net, settings, self.model(name)) for name, net in self.nets.items()}
+        self.optimizers |= {f"head_{name}": make_optimizer(head, settings) for name, head in self.heads.items()}
         self.nets |= {f"head_{name}": head for name, head in self.heads.items()}
         starts = (0.0, *(phase.until for phase in method.plan()))
         self.phases = [_Phase(phase, start, self.topology.branches[0])
@@ -130,7 +141,9 @@ class SegmentRecipe(Recipe):
             view.narrow(soft(torch.zeros(1, info.n_classes, 1, 1)), None)  # a threshold nothing can miss is found here
 
     def model(self, name: str) -> ModelSettings:
-        """Returns which network the topology's net `name` is."""
+        """Returns which network the topology's net `name` is; a topology may have its own `network` for each name."""
+        if hasattr(self.form, "network"):
+            return self.form.network(name, self.settings.model, self.settings.second)
         if name != "b" or not self.method.hetero:
             return self.settings.model
         return self.settings.second or partner_of(self.settings.model)
@@ -139,13 +152,14 @@ class SegmentRecipe(Recipe):
         # The one of a supervised run has the run's own seed, so that methods start from the same weights.
         seed = self.settings.loop.seed
         model = self.model(name)
-        return build_model(model.name, self.info.channels, self.info.n_classes, model,
+        return build_model(model.name, self.info.channels, self.info.n_classes, model, fingerprint=self.fingerprint,
                            seed=seed if name in ("student", "a", "low") else derive_seed(seed, name))
 
     def _head(self, name: str, step: Step, net: SegNet) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.settings.loop.seed, "head", name))
-            return member(HEADS, step, "head")(Sizes(net.widths, self.info.channels, self.info.n_classes))
+            widths = {of: some.widths for of, some in self.topology.nets.items() if isinstance(some, SegNet)}
+            return member(HEADS, step, "head")(Sizes(net.widths, self.info.channels, self.info.n_classes, widths))
 
     def predictor(self) -> nn.Module:
         """Returns the network that the method predicts with."""
@@ -195,17 +209,23 @@ class SegmentRecipe(Recipe):
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         self.backward(loss)
-        for optimizer in self.optimizers.values():
+        for name, optimizer in self.optimizers.items():
+            if self.settings.optim.clip:
+                self.clip(self.nets[name].parameters(), self.settings.optim.clip)
             optimizer.step()
         self.n_steps += 1
+        stage = self.topology.stage
         self.topology.after_step(progress + 1 / self.settings.loop.steps)
+        if self.topology.stage != stage:  # the moments were the old student's; the new one starts without
+            self.optimizers["student"].state.clear()
 
     def _scene(self, batch: Batch, progress: float, views: list[_View], terms: list[_Term]) -> Scene:
         seeds = tuple(batch["seeds"].tolist())
-        given = Supervised(batch["images"], batch["labels"], batch["synthetic"], batch["rows"], seeds)
+        given = Supervised(batch["images"], batch["labels"], batch["synthetic"], batch["rows"], seeds,
+                           observers=batch.get("observers"))
         heads = {name: self.nets[f"head_{name}"] for name in self.heads}
         scene = Scene(self.n_steps, progress, self.settings.loop.steps, self.info.n_classes, self.topology, heads,
-                      self.memory, batch, given)
+                      self.memory, batch, given, w_syn=self.settings.w_syn)
         scene.augment(self.settings.augment)
         scene.supervised = self.labels(scene)
         if "unlabelled" in batch and (terms or any(view.of == "unlabelled" for view in views)):
@@ -222,24 +242,19 @@ class SegmentRecipe(Recipe):
     def _supervised(self, scene: Scene, phase: _Phase) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if not phase.supervised:
             return torch.zeros((), device=self.device), {}
-        parts = [self._by_kind(seen.logits, scene.supervised) for seen in scene.seen.values()]
+        parts = [loss_by_kind(self.supervised_loss, seen, scene.supervised) for seen in scene.seen.values()]
         real, synthetic = (sum(kind) for kind in zip(*parts, strict=True))
         logged = {"loss_labelled": real.detach() / len(parts)}
         if self.has_synthetic:
             logged["loss_synthetic"] = synthetic.detach() / len(parts)
         return phase.supervised * (real + self.settings.w_syn * synthetic), logged
 
-    def _by_kind(self, logits: torch.Tensor, given: Supervised) -> tuple[torch.Tensor, torch.Tensor]:
-        # Means over each kind, so that w_syn weighs a synthetic batch against a labelled one whatever the share.
-        zero = logits.sum() * 0
-        return tuple(
-            self.supervised_loss(logits[kind], given.labels[kind], None if given.weight is None else given.weight[kind])
-            if kind.any() else zero for kind in (~given.synthetic, given.synthetic))
-
     def _extra(self, scene: Scene, views: list[_View], terms: list[_Term], lam: float
                ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         total, logged = torch.zeros((), device=scene.supervised.images.device), {"lambda": torch.tensor(lam)}
         for view, shown in zip(views, scene.shown, strict=True):
+            if view.loss is None:
+                continue
             total = total + (lam if view.ramp else 1.0) * view.weight * view.loss(shown.seen.logits, shown.target)
         for term in terms:
             value = term.call(scene)
@@ -278,15 +293,3 @@ class SegmentRecipe(Recipe):
         counted = (target.valid & truth.valid)[real]
         right = (target.labels() == truth.hard)[real] & counted
         return float(right.sum() / counted.sum().clamp(min=1))
-
-
-def _optimizer(net: nn.Module, settings: SegmentSettings, model: ModelSettings | None = None) -> torch.optim.Optimizer:
-    optim = settings.optim
-    groups: list[dict] = [{"params": list(net.parameters())}]
-    if model is not None and model.weights:
-        given = {id(p) for p in net.encoder.parameters()}
-        groups = [{"params": [p for p in net.parameters() if id(p) not in given]},
-                  {"params": list(net.encoder.parameters()), "lr": optim.lr * optim.encoder_lr}]
-    if optim.name == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)

@@ -77,8 +77,8 @@ class Report:
         first, data = self.arms[0], self.index.data
         table = Table(title=f"{data.name}: {first.n_cases} test cases of {first.n_groups} groups, {data.size} px",
                       caption=self.verdict)
-        for name in ("arm", "Dice", "95 %", "NSD", f"HD95 {data.unit}", "difference", "95 %", "p", "Holm", "seen", "unlabelled",
-                     "s"):
+        for name in ("arm", "Dice", "95 %", "NSD", f"HD95 {data.unit}", "difference", "95 %", "p", "Holm", "seen",
+                     "unlabelled", "s"):
             table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
         against = {c.arm: c for c in self.comparisons if c.baseline == self.index.baseline}
         for arm in self.arms:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from segtrain.models import Features, Seen
 from segtrain.settings import AugmentSettings, GeometrySettings
-from segtrain.targets.target import Target
+from segtrain.targets.target import Target, from_labels
 from segtrain.topology import Topology
 from segtrain.views.weak import augment_pairs, weak
 from segtrain.warps import Stay, Warp
+from synth.core.checks import UserError
 from synth.core.loop import Batch
 from synth.core.rng import sample_rng
+
+if TYPE_CHECKING:
+    from segtrain.bands import Band
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class Supervised:
     Attributes:
         images: unit (B, C, H, W). labels: (B, H, W), 255 = ignore. weight: of the pixels (B, H, W), or None.
         synthetic: (B,) bool. rows: (B,), which image of its set each is; a synthetic one's follow the labelled ones'.
-        seeds: (B,) int, of everything random about each.
+        seeds: (B,) int, of everything random about each. prob: labels as probabilities (B, K, H, W), zero in every
+            class = ignore, or None. observers: several annotators' labels (B, O, H, W), or None.
     """
 
     images: torch.Tensor
@@ -34,6 +40,8 @@ class Supervised:
     rows: torch.Tensor
     seeds: tuple[int, ...]
     weight: torch.Tensor | None = None
+    prob: torch.Tensor | None = None
+    observers: torch.Tensor | None = None
 
 
 @dataclass
@@ -64,7 +72,7 @@ class Scene:
         clean: weakly augmented unlabelled images, unit (U, C, H, W), or None; `warp` moved them there. seeds: of each.
         inputs: further forms of the same images, moved alike, by name.
         seen: what each branch saw of the supervised images. shown: the views.
-        stats: scalars to log.
+        stats: scalars to log. w_syn: weight of a synthetic image beside a labelled one's 1.
     """
 
     step: int
@@ -83,13 +91,17 @@ class Scene:
     seen: dict[str, Seen] = field(default_factory=dict)
     shown: list[Shown] = field(default_factory=list)
     stats: dict[str, torch.Tensor] = field(default_factory=dict)
+    w_syn: float = 1.0
     _said: dict[str, Seen] = field(default_factory=dict)
+    _made: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
     def augment(self, settings: AugmentSettings) -> None:
-        """Augments the supervised images and labels, each by its own seed."""
-        given = self.supervised
-        images, labels = augment_pairs(given.images, given.labels, self.supervised_rngs("pair"), settings)
-        self.supervised = replace(given, images=images, labels=labels)
+        """Augments the supervised images and all labels of them, each by its own seed."""
+        given, others = self.supervised, self.supervised.observers
+        labels = given.labels if others is None else torch.cat([given.labels[:, None], others], dim=1)
+        images, labels = augment_pairs(given.images, labels, self.supervised_rngs("pair"), settings)
+        labels, others = (labels, None) if others is None else (labels[:, 0], labels[:, 1:])
+        self.supervised = replace(given, images=images, labels=labels, observers=others)
 
     def show_clean(self, geometry: GeometrySettings) -> None:
         """Moves the unlabelled images, and every further form of them, by their weak view."""
@@ -107,6 +119,16 @@ class Scene:
         """Returns one generator per supervised image, for the purpose that `names` says."""
         return [sample_rng(seed, *names) for seed in self.supervised.seeds]
 
+    def head(self, name: str) -> nn.Module:
+        """Returns the head `name`.
+
+        Raises:
+            UserError: if the method has none of that name.
+        """
+        if name not in self.heads:
+            raise UserError(f"head {name}", rule="the method has no such head", repair="name it under heads:")
+        return self.heads[name]
+
     def said(self, name: str) -> Seen:
         """Returns what an average or branch says of the clean unlabelled images: no gradient, looked at once."""
         if name not in self._said:
@@ -119,3 +141,63 @@ class Scene:
         if key not in self._said:
             self._said[key] = self.topology.teacher(self.supervised.images, name)
         return self._said[key]
+
+    def once(self, key: str, make: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+        """Returns what `make` returned, of any shape, when `key` was first asked for in this step.
+
+        So views share what costs forwards.
+        """
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def supervised_target(self) -> Target:
+        """Returns the target (B, K, H, W) that the supervised images' labels are, a synthetic one's weight `w_syn`."""
+        given = self.supervised
+        target = from_labels(given.labels, self.n_classes)
+        if given.prob is not None:
+            valid = given.prob.sum(dim=1) > 0
+            target = Target(given.prob, given.prob.argmax(dim=1), valid.float(), valid)
+        weight = target.weight * torch.where(given.synthetic, self.w_syn, 1.0)[:, None, None]
+        return replace(target, weight=weight if given.weight is None else weight * given.weight)
+
+    def said_of_form(self, name: str, *, form: str | None = None, band: Band | None = None) -> Seen:
+        """Returns what an average or branch says of a further form, or of one band, of the clean unlabelled images.
+
+        No gradient, looked at once. Without `form` and `band` it is `said(name)`.
+
+        Raises:
+            UserError: if the streams made no such form.
+        """
+        if form is not None and form not in self.inputs:
+            raise UserError(f"input {form}", rule="the streams made no such form of the images",
+                            repair=f"take one of {', '.join(self.inputs) or 'none'}")
+        if form is None and band is None:
+            return self.said(name)
+        key = f"{name} of {form} {band}"
+        if key not in self._said:
+            images = self.clean if form is None else self.inputs[form]
+            self._said[key] = self.topology.teacher(images if band is None else band.of(images), name)
+        return self._said[key]
+
+    def said_of_view(self, name: str, index: int) -> Seen:
+        """Returns what an average or branch says of what view `index` shows: no gradient, looked at once.
+
+        Raises:
+            UserError: if there is no such view.
+        """
+        key = f"{name} of view {index}"
+        if key not in self._said:
+            self._said[key] = self.topology.teacher(self.view(index).images, name)
+        return self._said[key]
+
+    def view(self, index: int) -> Shown:
+        """Returns the view `index` of this step.
+
+        Raises:
+            UserError: if there is no such view.
+        """
+        if not 0 <= index < len(self.shown):
+            raise UserError(f"view {index}", rule=f"this phase shows {len(self.shown)} views, counted from 0",
+                            repair="name one of them, and let a term ramp if its views do")
+        return self.shown[index]

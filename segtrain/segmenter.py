@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from segtrain.models import Ensemble, build_model
+from segtrain.fingerprint import Fingerprint
+from segtrain.models import Ensemble, at_depth, build_model
+from segtrain.patches import predict_tiles
 from segtrain.settings import ModelSettings
 from synth.core.checks import UserError
 from synth.core.config import Settings, load_config
@@ -30,6 +32,8 @@ class SegmenterConfig(Settings):
     Attributes:
         model: its network. others: those beside it, if it is the mean of several.
         size: side of the images its network sees, px. flips: axes (2 = rows, 3 = columns) to average over.
+        tiles: whether it sees overlapping tiles of images at their own size, instead of images brought to `size`.
+        fingerprint: by which its network standardises unit images, or None.
     """
 
     model: ModelSettings
@@ -37,13 +41,16 @@ class SegmenterConfig(Settings):
     info: DataInfo
     size: int
     flips: tuple[tuple[int, ...], ...] = ()
+    tiles: bool = False
+    fingerprint: Fingerprint | None = None
     version: int = 1
 
     def build(self) -> nn.Module:
         """Returns its network, or the ensemble of several, untrained."""
-        # Weights that a package ships would be overwritten at once: whoever loads a segmenter does not need them.
+        # Weights to start from would be overwritten at once: whoever loads a segmenter does not need them.
         models = [m.model_copy(update={"weights": ""}) for m in (self.model, *self.others)]
-        nets = [build_model(m.name, self.info.channels, self.info.n_classes, m) for m in models]
+        nets = [build_model(m.name, self.info.channels, self.info.n_classes, m, fingerprint=self.fingerprint).main()
+                for m in models]
         return Ensemble(nets) if self.others else nets[0]
 
 
@@ -57,6 +64,7 @@ class Segmenter:
     def __init__(self, net: nn.Module, config: SegmenterConfig, result: TrainResult | None = None) -> None:
         self.net = net.eval().requires_grad_(False)
         self.config, self.result = config, result
+        self._chosen = at_depth(self.net, [m.depth for m in (config.model, *config.others)]).eval()
 
     @property
     def info(self) -> DataInfo:
@@ -68,11 +76,22 @@ class Segmenter:
         """Side of the images the network sees, px."""
         return self.config.size
 
+    def at_depth(self, depth: int) -> Segmenter:
+        """Returns the same segmenter predicting with its nested decoder of `depth`; 0 = the deepest.
+
+        Raises:
+            UserError: if its network has no trained decoder of that depth.
+        """
+        models = [m.model_copy(update={"depth": depth}) for m in (self.config.model, *self.config.others)]
+        config = self.config.model_copy(update={"model": models[0], "others": tuple(models[1:])})
+        return Segmenter(self.net, config, self.result)
+
     @torch.no_grad()
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Returns class probabilities (B, K, H, W) of unit images (B, C, H, W), on the device of `images`.
 
-        Images of another size than `size` are resized there, and their probabilities back, bilinear.
+        Images of another size than `size` are resized there, and their probabilities back, bilinear; one of tiles
+        looks at them as they are, tile by tile.
 
         Raises:
             UserError: if the number of channels is not the trained one.
@@ -81,6 +100,9 @@ class Segmenter:
             raise UserError(f"images {tuple(images.shape)}", rule=f"this segmenter reads unit images "
                             f"(B, {self.info.channels}, H, W)", repair="convert them to grey or RGB")
         device = next(self.net.parameters()).device
+        if self.config.tiles:
+            found = predict_tiles(self._probabilities, images.to(device), side=self.size, chunk=CHUNK)
+            return found.to(images.device)
         parts = [self._probabilities(part.to(device)) for part in images.split(CHUNK)]
         return torch.cat(parts).to(images.device)
 
@@ -88,7 +110,8 @@ class Segmenter:
         native, size = tuple(images.shape[-2:]), (self.size, self.size)
         if native != size:
             images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-        views = [self.net(images)] + [self.net(images.flip(axes)).flip(axes) for axes in self.config.flips]
+        net = self._chosen
+        views = [net(images)] + [net(images.flip(axes)).flip(axes) for axes in self.config.flips]
         prob = torch.stack([view.float().softmax(dim=1) for view in views]).mean(dim=0)
         return prob if native == size else F.interpolate(prob, native, mode="bilinear", align_corners=False)
 
@@ -169,6 +192,8 @@ def predict_pair(segmenter: Segmenter, pair: Pair) -> torch.Tensor:
     """Returns the labels (H, W), uint8, of one image at its own size."""
     pixels = to_channels(pair.image)
     native = pixels.shape[-2:]
-    unit = pixels_to_unit(resize_image(pixels, segmenter.size)[None], segmenter.info.intensity_range)
-    prob = F.interpolate(segmenter.predict(unit), native, mode="bilinear", align_corners=False)
+    seen = pixels if segmenter.config.tiles else resize_image(pixels, segmenter.size)
+    prob = segmenter.predict(pixels_to_unit(seen[None], segmenter.info.intensity_range))
+    if prob.shape[-2:] != native:
+        prob = F.interpolate(prob, native, mode="bilinear", align_corners=False)
     return prob.argmax(dim=1)[0].to(torch.uint8)

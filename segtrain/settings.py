@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from synth.core.config import Settings
 from synth.core.loop import LoopSettings
@@ -17,6 +17,8 @@ class DataSettings(Settings):
         labelled, unlabelled, synthetic: folders; the last two may be empty.
         mask_map: how mask values become class indices, e.g. "0:0,255:1". channels: 1, 3 or null (as found).
         held_out: groups of validation and test cases; training refuses everything that stems from them.
+        stored: folder of pseudo-labels of the unlabelled images, masks/ID.png and perhaps confidence/ID.png.
+        observers: further folders with masks/ID.png of the labelled images, one for each further annotator.
     """
 
     labelled: str = ""
@@ -25,6 +27,8 @@ class DataSettings(Settings):
     mask_map: str | None = None
     channels: Literal[1, 3] | None = None
     held_out: tuple[str, ...] = ()
+    stored: str = ""
+    observers: tuple[str, ...] = ()
 
 
 class GeometrySettings(Settings):
@@ -34,7 +38,9 @@ class GeometrySettings(Settings):
         flip_horizontal, flip_vertical: allow mirrored anatomy along that axis, half of the time.
         p: share of samples that are also rotated, zoomed and shifted.
         rotate_deg: largest angle. zoom: largest factor - 1, either way. shift: largest move, share of the side.
+        p_rotate, p_zoom, p_shift: shares of their own, each drawn by itself; null = together, a share `p`.
         elastic_px: standard deviation of a smooth random displacement, px (0 = off). elastic_cells: its coarseness.
+        p_elastic: share of samples that it hits.
     """
 
     flip_horizontal: bool = True
@@ -45,6 +51,17 @@ class GeometrySettings(Settings):
     shift: float = Field(0.1, ge=0, le=0.5)
     elastic_px: float = Field(0.0, ge=0)
     elastic_cells: int = Field(4, ge=2, le=32)
+    p_rotate: float | None = Field(None, ge=0, le=1)
+    p_zoom: float | None = Field(None, ge=0, le=1)
+    p_shift: float | None = Field(None, ge=0, le=1)
+    p_elastic: float = Field(1.0, ge=0, le=1)
+
+    @property
+    def is_still(self) -> bool:
+        """Whether nothing can move under these settings."""
+        own = (self.p_rotate, self.p_zoom, self.p_shift)
+        return not (self.flip_horizontal or self.flip_vertical or (self.elastic_px and self.p_elastic)
+                    or any(self.p if p is None else p for p in own))
 
 
 class IntensitySettings(Settings):
@@ -52,6 +69,9 @@ class IntensitySettings(Settings):
 
     Attributes:
         brightness, contrast, saturation, gamma: largest relative change. hue: largest turn, share of the circle.
+        p_brightness, p_contrast, p_gamma: shares of their own, each drawn by itself; null = with the colours.
+        p_invert: share whose grey values go through one more gamma curve while they are inverted.
+        retain_stats: whether a gamma curve leaves each channel's mean and standard deviation as they were.
         blur_px: largest Gaussian sigma, px. noise: largest sigma, share of the intensity range.
         low_res: smallest share of the resolution that is kept.
     """
@@ -68,6 +88,17 @@ class IntensitySettings(Settings):
     noise: float = Field(0.05, ge=0)
     p_low_res: float = Field(0.15, ge=0, le=1)
     low_res: float = Field(0.5, gt=0, le=1)
+    p_brightness: float | None = Field(None, ge=0, le=1)
+    p_contrast: float | None = Field(None, ge=0, le=1)
+    p_gamma: float | None = Field(None, ge=0, le=1)
+    p_invert: float = Field(0.0, ge=0, le=1)
+    retain_stats: bool = False
+
+    @property
+    def is_still(self) -> bool:
+        """Whether no grey value can change under these settings."""
+        return not any((self.p_colour, self.p_brightness, self.p_contrast, self.p_gamma, self.p_invert, self.p_blur,
+                        self.p_noise, self.p_low_res))
 
 
 class AugmentSettings(Settings):
@@ -81,19 +112,27 @@ class ModelSettings(Settings):
     """Which network.
 
     Attributes:
-        name: "unet" (segmentation_models_pytorch); "tiny" (a small U-Net for CPUs and small images) or "lite" (the same
-            decoder on EfficientNet-Lite0's first stages).
-        encoder: of "unet"; the other two have their own.
+        name: "unet" and "deeplabv3plus" (segmentation_models_pytorch); "tiny" (a small U-Net for CPUs and small
+            images), "lite" (the same decoder on EfficientNet-Lite0's first stages), "unetpp" (nested decoders on the
+            tiny encoder) and "queries" (a mask-query head on the tiny U-Net); "segformer" (transformers, small).
+        encoder: of "unet" and "deeplabv3plus"; the others have their own.
         weights: of the encoder at the start: "" = untrained; "imagenet" = those that the package behind
-            pairsmith[features] ships, for "lite" alone. Nothing is ever downloaded.
-        channels: widths from fine to coarse; two or more for "tiny", two to four for "lite", five (the decoder's) for
-            "unet".
+            pairsmith[features] ships, for "lite" alone; else the path of a safetensors file with the encoder's
+            tensors. Nothing is ever downloaded.
+        channels: widths from fine to coarse; two or more for "tiny", "unetpp", "queries" and "segformer", two to four
+            for "lite", five (the decoder's) for "unet", one (the decoder's) for "deeplabv3plus".
+        deep_supervision: whether labels also teach the decoder's further levels, weights halving with each.
+        depth: of "unetpp" with deep supervision, the nested decoder that predicts; 0 = the deepest. It trains all.
+        n_queries: of "queries".
     """
 
-    name: Literal["unet", "tiny", "lite"] = "unet"
+    name: Literal["unet", "tiny", "lite", "unetpp", "segformer", "deeplabv3plus", "queries"] = "unet"
     encoder: str = "resnet18"
-    weights: Literal["", "imagenet"] = ""
+    weights: str = ""
     channels: tuple[int, ...] = (16, 32, 64, 128, 256)
+    deep_supervision: bool = False
+    depth: int = Field(0, ge=0)
+    n_queries: int = Field(16, ge=2)
 
 
 class OptimSettings(Settings):
@@ -102,6 +141,7 @@ class OptimSettings(Settings):
     Attributes:
         encoder_lr: learning rate of an encoder that starts from given weights, share of `lr`; one that does not has
             `lr`.
+        nesterov: of "sgd". clip: largest norm of a network's gradient; null = any.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -109,6 +149,8 @@ class OptimSettings(Settings):
     encoder_lr: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(1e-2, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    clip: float | None = Field(None, gt=0)
 
 
 class SegmentSettings(Settings):
@@ -116,7 +158,11 @@ class SegmentSettings(Settings):
 
     Attributes:
         method: name of a file in configs/methods, or a path.
-        size: side of the square images the network sees, px.
+        size: side that all images are brought to, px; the network sees them whole.
+        patch: side of the squares that the network sees of images at their own size, px, in the place of `size`: random
+            ones in training, a third of them around foreground, overlapping ones in prediction. null = whole images.
+        normalise: what the network sees: "range" = unit images; "fingerprint" = those clipped and standardised by the
+            grey values under the labelled training images' foreground.
         batch_size: labelled + synthetic images per step. unlabelled_batch_size: beside them.
         synthetic_share: of the labelled + synthetic images, where synthetic pairs are given.
         w_syn: weight of the synthetic pairs' loss beside the labelled pairs' 1.
@@ -127,6 +173,8 @@ class SegmentSettings(Settings):
     data: DataSettings = DataSettings()
     method: str = "supervised"
     size: int = Field(256, ge=16)
+    patch: int | None = Field(None, ge=16)
+    normalise: Literal["range", "fingerprint"] = "range"
     batch_size: int = Field(16, ge=1)
     unlabelled_batch_size: int = Field(16, ge=1)
     synthetic_share: float = Field(0.5, gt=0, le=1)
@@ -137,3 +185,14 @@ class SegmentSettings(Settings):
     augment: AugmentSettings = AugmentSettings()
     flip_averaging: bool = False
     loop: LoopSettings = LoopSettings()
+
+    @property
+    def side(self) -> int:
+        """Side of the squares that the network sees, px."""
+        return self.patch or self.size
+
+    def identity(self, *, synthetic: bool, unlabelled: bool) -> dict[str, JsonValue]:
+        """Returns all that a run on such sets depends on, but for the sets and the method: an arm without synthetic
+        pairs is the same run whatever their share would be."""
+        unread = {"data", "method"} | (set() if synthetic else {"synthetic_share", "w_syn"})
+        return self.model_dump(mode="json", exclude=unread | (set() if unlabelled else {"unlabelled_batch_size"}))

@@ -90,15 +90,17 @@ class Topology:
             if not mine:
                 continue
             parts = [Part(len(looks[i].images), self.route(looks[i].branch).decoder, looks[i].perturb) for i in mine]
-            seen = net(torch.cat([looks[i].images for i in mine]), parts)
-            rows = [part.rows for part in parts]
-            pieces = zip(seen.logits.split(rows), seen.hidden.split(rows), seen.coarse.split(rows), strict=True)
-            found |= {i: Seen(*piece) for i, piece in zip(mine, pieces, strict=True)}
+            images = looks[mine[0]].images if len(mine) == 1 else torch.cat([looks[i].images for i in mine])
+            found |= dict(zip(mine, net(images, parts).split([part.rows for part in parts]), strict=True))
         return [found[i] for i in range(len(looks))]
 
     @torch.no_grad()
-    def teacher(self, images: torch.Tensor, name: str) -> Seen:
-        """Returns what an average or a branch says of unit images (B, C, H, W): no gradient, evaluation mode."""
+    def teacher(self, images: torch.Tensor, name: str, *, perturb: Callable[[Features], Features] | None = None,
+                dropout: bool = False) -> Seen:
+        """Returns what an average or a branch says of unit images (B, C, H, W): no gradient, evaluation mode.
+
+        Where the answer shall vary, `perturb` changes the features, and `dropout` leaves dropout layers at work.
+        """
         decoder = 0
         if name in self.averages:
             net = self.averages[name].net
@@ -106,7 +108,11 @@ class Topology:
             route = self.route(name)
             net, decoder = _bare(self.nets[route.net]), route.decoder
         mode = net.training
-        seen = net.eval()(images, [Part(len(images), decoder)])
+        net.eval()
+        for module in net.modules():
+            if dropout and isinstance(module, (nn.Dropout, nn.Dropout2d)):
+                module.train()
+        seen = net(images, [Part(len(images), decoder, perturb)])
         net.train(mode)
         return seen
 

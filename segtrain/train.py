@@ -9,11 +9,15 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
+from segtrain.ahead import Ahead
 from segtrain.data import Streams, check_kept, check_leak, check_ranks
+from segtrain.extras import Extras
+from segtrain.fingerprint import measure
 from segtrain.method import Method, load_method
+from segtrain.models.weights import identify
 from segtrain.recipe import SegmentRecipe
 from segtrain.segmenter import Segmenter, SegmenterConfig
-from segtrain.settings import ModelSettings, SegmentSettings
+from segtrain.settings import SegmentSettings
 from synth.core.checks import UserError
 from synth.core.config import load_config, save_config
 from synth.core.files import claim_folder
@@ -52,6 +56,8 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
     out: str | Path,
     overrides: Sequence[str] = (),
     held_out: Collection[str] = (),
+    stored: str | Path | None = None,
+    observers: Sequence[str | Path] = (),
 ) -> Segmenter:
     """Returns the segmenter trained on labelled (+ synthetic, + unlabelled) images; its run is written to `out`.
 
@@ -61,6 +67,8 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
     Args:
         config: YAML file, dict or settings. method: a name in configs/methods or a YAML file; None takes the settings'.
         overrides: "key=value" texts. held_out: groups of validation and test cases.
+        stored: folder of pseudo-labels of the unlabelled images, masks/ID.png and perhaps confidence/ID.png.
+        observers: folders of further annotators' masks/ID.png of the labelled images.
 
     Raises:
         UserError: if something stems from a held-out group, if the sets do not go together or do not suit the method,
@@ -68,16 +76,19 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
     """
     plan = make_plan(config, overrides, method=method)
     _check_sets(plan, labelled, synthetic=synthetic, unlabelled=unlabelled, held_out=held_out)
-    streams = Streams.read(plan.settings, labelled, synthetic=synthetic, unlabelled=unlabelled,
-                           inputs=plan.method.inputs())
-    recipe = SegmentRecipe(plan.settings, plan.method, info=labelled.info, has_synthetic=synthetic is not None)
+    extras = make_extras(plan.method, stored=stored, observers=observers)
+    streams = Streams.read(plan.settings, labelled, synthetic=synthetic, unlabelled=unlabelled, extras=extras)
+    fingerprint = measure(streams.labelled) if plan.settings.normalise == "fingerprint" else None
+    recipe = SegmentRecipe(plan.settings, plan.method, info=labelled.info, has_synthetic=synthetic is not None,
+                           fingerprint=fingerprint)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     _check_ranks(plan.settings, state.num_processes, unlabelled)
     out = _claim(Path(out), plan, streams, state)
     if (out / "done.json").exists() and (out / "model" / "model.safetensors").exists():
         return Segmenter.load(out)
-    result = train(recipe, streams.batches, out, plan.settings.loop, label=f"segtrain {plan.method.name}")
-    segmenter = Segmenter(recipe.predictor(), _describe(plan.settings, labelled, recipe.predictor_models()), result)
+    with Ahead(streams.batches, plan.settings.loop.steps) as batches:
+        result = train(recipe, batches, out, plan.settings.loop, label=f"segtrain {plan.method.name}")
+    segmenter = Segmenter(recipe.predictor(), _describe(plan.settings, labelled, recipe), result)
     if state.is_main_process:
         segmenter.save(out / "model")
     state.wait_for_everyone()
@@ -97,6 +108,26 @@ def _check_sets(plan: Plan, labelled: PairSet, *, synthetic: PairSet | None, unl
                         repair="leave them out, or take method=fixmatch_ema")
 
 
+def make_extras(method: Method, *, stored: str | Path | None = None, observers: Sequence[str | Path] = ()) -> Extras:
+    """Returns what `method` wants of the streams; `stored` and `observers` are folders.
+
+    Raises:
+        UserError: if it wants something that is not given, or does not use what is.
+    """
+    for what, given, name in (("stored", stored, "pseudo-labels, stored="), ("observers", observers, "observers=")):
+        if method.needs(what) != bool(given):
+            rule = "it does not use the" if given else "it learns from further masks and got no"
+            repair = "leave them out" if given else "pass their folder"
+            raise UserError(f"method {method.name}", rule=f"{rule} {name}", repair=repair)
+    if method.needs("calibration") and not method.held_out_share:
+        raise UserError(f"method {method.name}", rule="it calibrates itself on labelled images that teach nothing, and "
+                        "none are held out", repair="write held_out_share: 0.05 into the method file")
+    if method.needs("stacks") and method.stack < 2:
+        raise UserError(f"method {method.name}", rule="it learns from stacks, and slices are drawn by themselves",
+                        repair="write stack: 4 into the method file")
+    return Extras(method.inputs(), method.held_out_share, method.stack, stored, tuple(observers))
+
+
 def _check_ranks(settings: SegmentSettings, n_ranks: int, unlabelled: ImageSet | None) -> None:
     check_ranks(settings.batch_size, n_ranks, "batch_size")
     if unlabelled is not None:
@@ -105,8 +136,10 @@ def _check_ranks(settings: SegmentSettings, n_ranks: int, unlabelled: ImageSet |
 
 def _claim(out: Path, plan: Plan, streams: Streams, state: PartialState) -> Path:
     # Paths are left out: a run is known by its data's content, wherever that lies.
-    identity = {**plan.settings.model_dump(mode="json", exclude={"data", "method"}),
-                "method": plan.method.model_dump(mode="json"), **streams.fingerprints()}
+    settings = plan.settings.model_copy(update={"model": identify(plan.settings.model),
+                                                "second": plan.settings.second and identify(plan.settings.second)})
+    read = settings.identity(synthetic=streams.synthetic is not None, unlabelled=streams.unlabelled is not None)
+    identity = {**read, "method": plan.method.model_dump(mode="json"), **streams.fingerprints()}
     error: UserError | None = None
     if state.is_main_process:
         try:
@@ -121,9 +154,11 @@ def _claim(out: Path, plan: Plan, streams: Streams, state: PartialState) -> Path
     return out if state.is_main_process else claim_folder(out, kind="segment", identity=identity)
 
 
-def _describe(settings: SegmentSettings, labelled: PairSet, models: tuple[ModelSettings, ...]) -> SegmenterConfig:
+def _describe(settings: SegmentSettings, labelled: PairSet, recipe: SegmentRecipe) -> SegmenterConfig:
+    models = tuple(identify(model) for model in recipe.predictor_models())
     geometry = settings.augment.geometry
     axes = [a for a, on in ((2, geometry.flip_vertical), (3, geometry.flip_horizontal)) if on]
     flips = [(a,) for a in axes] + ([tuple(axes)] if len(axes) == 2 else [])
-    return SegmenterConfig(model=models[0], others=models[1:], info=labelled.info, size=settings.size,
+    return SegmenterConfig(model=models[0], others=models[1:], info=labelled.info, size=settings.side,
+                           tiles=settings.patch is not None, fingerprint=recipe.fingerprint,
                            flips=tuple(flips) if settings.flip_averaging else ())

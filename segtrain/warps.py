@@ -10,6 +10,7 @@ import torch
 
 from segtrain.geometry import inside_grid, sample_nearest, sample_smooth
 from segtrain.targets.target import Target
+from synth.core.checks import UserError
 
 Rngs = Sequence[torch.Generator]
 """One generator per image of a batch."""
@@ -26,12 +27,24 @@ class Warp(ABC):
         """Returns valid (B, H, W) bool moved like the images, False where nothing came from."""
         return self.move(valid, nearest=True)
 
+    def back(self, values: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns values (B, C, H, W) or (B, H, W) of a view at the pixels of the images before the move.
+
+        With them comes where they are known there, (B, H, W) bool, of where they were in the view, `valid`.
+
+        Raises:
+            UserError: if this move has no way back.
+        """
+        raise UserError(type(self).__name__, rule="this move of pixels has no way back, and a term that "
+                        "compares two views needs one", repair="compare views that only crop, mix or change greys")
+
     def apply(self, target: Target) -> Target:
         """Returns `target` with prob (B, K, H, W), hard, weight and valid (B, H, W) moved like the images."""
         return replace(
             target, prob=None if target.prob is None else self.move(target.prob, nearest=False),
             hard=None if target.hard is None else self.move(target.hard, nearest=True),
-            weight=self.move(target.weight, nearest=False), valid=self.known(target.valid))
+            weight=self.move(target.weight, nearest=False), valid=self.known(target.valid),
+            pasted=None if target.pasted is None else self.move(target.pasted, nearest=True))
 
 
 class Stay(Warp):
@@ -40,6 +53,10 @@ class Stay(Warp):
     def move(self, values: torch.Tensor, *, nearest: bool) -> torch.Tensor:
         """Returns values (B, C, H, W) or (B, H, W) as they are."""
         return values
+
+    def back(self, values: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns values (B, C, H, W) or (B, H, W) and valid (B, H, W) as they are."""
+        return values, valid
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,10 @@ class MixWarp(Warp):
         pasted = self.pasted if values.ndim == 3 else self.pasted[:, None]
         return torch.where(pasted, values[self.partner], values)
 
+    def back(self, values: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns values (B, C, H, W) or (B, H, W) as they are, valid only where no partner was pasted."""
+        return values, valid & ~self.pasted
+
 
 @dataclass(frozen=True)
 class ChainWarp(Warp):
@@ -89,3 +110,28 @@ class ChainWarp(Warp):
         for warp in self.warps:
             valid = warp.known(valid)
         return valid
+
+    def apply(self, target: Target) -> Target:
+        """Returns `target` moved by each warp in turn, so that one which brings a target of its own can."""
+        for warp in self.warps:
+            target = warp.apply(target)
+        return target
+
+    def back(self, values: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns values (B, C, H, W) or (B, H, W) and valid (B, H, W), moved back by each warp from the last on."""
+        for warp in reversed(self.warps):
+            values, valid = warp.back(values, valid)
+        return values, valid
+
+
+def take_pixels(values: torch.Tensor, index: torch.Tensor, *, across: bool = False) -> torch.Tensor:
+    """Returns values (B, C, H, W) or (B, H, W) of any type whose pixels are those that `index` (B, H, W) names.
+
+    Pixels are counted row by row in each image; `across` the whole batch, image after image.
+    """
+    n, height, width = values.shape[0], *values.shape[-2:]
+    if not across:
+        index = index + height * width * torch.arange(n, device=index.device)[:, None, None]
+    if values.ndim == 3:
+        return values.reshape(-1)[index]
+    return values.movedim(1, -1).reshape(n * height * width, -1)[index].movedim(-1, 1)

@@ -182,10 +182,13 @@ class Bench:
     def segmenter_folder(self, job: Job) -> Path:
         """Returns where a run lies. Arms that would train on the same things share it."""
         from segtrain.method import method_text
+        from segtrain.settings import SegmentSettings
 
         made = self.made(job.arm.synthetic, job.draw) if job.arm.synthetic else None
+        read = SegmentSettings(**self.settings.segment).identity(synthetic=bool(made and made.kept),
+                                                                 unlabelled=job.arm.unlabelled)
         return self._folder("segment", [
-            self.settings.segment, self.settings.size, method_text(self._method(job.arm)), self._seed(job),
+            read, self.settings.size, method_text(self._method(job.arm)), self._seed(job),
             self._labelled_print(job.draw), made.folder if made and made.kept else None,
             self._unlabelled_print(job.draw) if job.arm.unlabelled else None])
 

@@ -1,9 +1,14 @@
 """Extra networks that a method trains beside the segmenter."""
 
+from segtrain.heads.dae import MaskDae
+from segtrain.heads.discriminator import MaskDiscriminator
+from segtrain.heads.projector import PROJECTORS
 from segtrain.heads.sizes import Sizes
+from segtrain.heads.transition import TransitionHead
 from synth.core.config import Settings
 
 __all__ = ["HEADS", "Sizes"]
 
-HEADS: dict[str, type[Settings]] = {}
+HEADS: dict[str, type[Settings]] = {**PROJECTORS, "mask_dae": MaskDae, "mask_discriminator": MaskDiscriminator,
+                                    "transition": TransitionHead}
 """Heads by the name that method files use; called with the segmenter's `Sizes`, they return a module."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from segtrain.models import Widths
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Widths of the segmenter's features, channels of the images, number of classes."""
+    """Widths of the segmenter's features, channels of the images, number of classes; widths of each network by name."""
 
     widths: Widths
     channels: int
     n_classes: int
+    of_net: Mapping[str, Widths] = field(default_factory=dict)

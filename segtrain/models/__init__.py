@@ -7,14 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from segtrain.models.segnet import Ensemble, Features, Part, Seen, SegNet, Widths
+from segtrain.fingerprint import Fingerprint, Standardise
+from segtrain.models.nested import unetpp
+from segtrain.models.queries import queries
+from segtrain.models.segnet import Ensemble, Features, Part, Seen, SegNet, Widths, at_depth
 from segtrain.models.tiny import lite, tiny
+from segtrain.models.weights import SHIPPED, load_encoder
 from segtrain.settings import ModelSettings
 from synth.core.checks import UserError
 from synth.core.rng import derive_seed
 
-__all__ = ["MODELS", "Ensemble", "Features", "Part", "SegNet", "Seen", "Widths", "build_model", "check_size",
-           "partner_of"]
+__all__ = ["MODELS", "Ensemble", "Features", "Part", "SegNet", "Seen", "Widths", "at_depth", "build_model",
+           "check_size", "partner_of"]
 
 
 def _at_least_two(settings: ModelSettings, most: int | None = None) -> tuple[int, ...]:
@@ -31,7 +35,8 @@ def _tiny(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
 
 
 def _lite(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
-    return lite(in_channels, n_classes, _at_least_two(settings, most=4), pretrained=settings.weights == "imagenet")
+    return lite(in_channels, n_classes, _at_least_two(settings, most=4), pretrained=settings.weights == "imagenet",
+                given=bool(settings.weights))
 
 
 def _unet(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
@@ -40,39 +45,76 @@ def _unet(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
     return unet(in_channels, n_classes, settings)
 
 
-MODELS: dict[str, Callable[[int, int, ModelSettings], SegNet]] = {"tiny": _tiny, "lite": _lite, "unet": _unet}
+def _unetpp(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
+    return unetpp(in_channels, n_classes, _at_least_two(settings))
+
+
+def _queries(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
+    return queries(in_channels, n_classes, _at_least_two(settings), settings.n_queries)
+
+
+def _segformer(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
+    from segtrain.models.transformer import segformer
+
+    _at_least_two(settings)
+    return segformer(in_channels, n_classes, settings)
+
+
+def _deeplabv3plus(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
+    from segtrain.models.deeplab import deeplabv3plus
+
+    return deeplabv3plus(in_channels, n_classes, settings)
+
+
+MODELS: dict[str, Callable[[int, int, ModelSettings], SegNet]] = {
+    "tiny": _tiny, "lite": _lite, "unet": _unet, "unetpp": _unetpp, "segformer": _segformer,
+    "deeplabv3plus": _deeplabv3plus, "queries": _queries,
+}
 """Builders by name: (channels of the images, classes, settings) -> network."""
 
 
+_SMALL_UNET = ModelSettings(name="unet", encoder="timm-mobilenetv3_small_100", channels=(8, 16, 16, 32, 64))
 _PARTNERS: dict[str, ModelSettings] = {
-    "tiny": ModelSettings(name="unet", encoder="timm-mobilenetv3_small_100", channels=(8, 16, 16, 32, 64)),
+    "tiny": _SMALL_UNET, "unetpp": _SMALL_UNET, "queries": _SMALL_UNET,
     "lite": ModelSettings(name="tiny", channels=(24, 48, 96, 128)),
+    "segformer": ModelSettings(name="tiny", channels=(24, 48, 96, 128)),
     "unet": ModelSettings(name="tiny", channels=(32, 64, 128, 256)),
+    "deeplabv3plus": ModelSettings(name="tiny", channels=(32, 64, 128, 256)),
 }
 
 
 def partner_of(model: ModelSettings) -> ModelSettings:
     """Returns a network of another architecture: the second of two that shall differ, or the referee of a judge.
 
-    That of the tiny network is as quick on a CPU at 64 px as itself.
+    That of the tiny network is as quick on a CPU at 64 px as itself. Labels teach both as deeply.
     """
-    return _PARTNERS[model.name]
+    return _PARTNERS[model.name].model_copy(update={"deep_supervision": model.deep_supervision})
 
 
-def build_model(name: str, in_channels: int, n_classes: int, settings: ModelSettings, *, seed: int = 0) -> SegNet:
+def build_model(name: str, in_channels: int, n_classes: int, settings: ModelSettings, *, seed: int = 0,
+                fingerprint: Fingerprint | None = None) -> SegNet:
     """Returns the network `name` with fresh weights that depend on `seed` alone; its `stride` divides every size.
+
+    With a fingerprint it standardises the unit images it is given by that.
 
     Raises:
         UserError: if the name, the encoder or the number of widths is unknown to us, or weights are not to be had.
     """
     if name not in MODELS:
         raise UserError(f"model.name {name!r}", rule="no such network", repair=f"take one of {', '.join(MODELS)}")
-    if settings.weights and name != "lite":
+    if settings.weights == "imagenet" and name != "lite":
         raise UserError(f"model.weights {settings.weights}", rule=f"there are none for {name}",
-                        repair="take model.name=lite, or leave weights empty")
+                        repair="take model.name=lite, give a safetensors file, or leave weights empty")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
-        return MODELS[name](in_channels, n_classes, settings)
+        net = MODELS[name](in_channels, n_classes, settings)
+        if settings.deep_supervision:  # drawn last, so that all else starts as it would without
+            net.supervise_deeply(n_classes)
+    net.at_depth(settings.depth)
+    if settings.weights not in SHIPPED:
+        load_encoder(net, settings.weights)
+    net.door = None if fingerprint is None else Standardise(fingerprint)
+    return net
 
 
 def check_size(net: nn.Module, size: int) -> None:

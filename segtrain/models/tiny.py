@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,17 @@ def block(n_in: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _half(images: torch.Tensor) -> torch.Tensor:
-    # 2x2 pixels become channels at the door: at 64 px a quarter of the cost of a full-resolution U-Net.
+def half(images: torch.Tensor) -> torch.Tensor:
+    """Returns images (B, C, H, W) as (B, 4C, H/2, W/2), channels last.
+
+    2x2 pixels become channels at the door: at 64 px a quarter of the cost of a full-resolution U-Net.
+    """
     return F.pixel_unshuffle(images, 2).contiguous(memory_format=torch.channels_last)
 
 
-class _TinyEncoder(nn.Module):
+class TinyEncoder(nn.Module):
+    """A block for each width, each at half the resolution of the one before."""
+
     def __init__(self, in_channels: int, channels: Sequence[int]) -> None:
         super().__init__()
         finer = [4 * in_channels, *channels[:-1]]
@@ -37,20 +42,25 @@ class _TinyEncoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> Features:
         """Returns features (B, c, h, w), fine to coarse, of unit images (B, C, H, W)."""
-        x, features = _half(images), []
-        for i, down in enumerate(self.blocks):
-            x = down(F.max_pool2d(x, 2) if i else x)
-            features.append(x)
-        return features
+        return encode(self.blocks, images)
+
+
+def encode(blocks: Iterable[nn.Module], images: torch.Tensor) -> Features:
+    """Returns what each of `blocks` makes, (B, c, h, w), fine to coarse, of unit images (B, C, H, W)."""
+    x, features = half(images), []
+    for i, down in enumerate(blocks):
+        x = down(F.max_pool2d(x, 2) if i else x)
+        features.append(x)
+    return features
 
 
 class _Lite0Encoder(nn.Module):
-    """Pixels at half resolution, then EfficientNet-Lite0's stages; pretrained normalisation stays as it was."""
+    """Pixels at half resolution, then EfficientNet-Lite0's stages; given normalisation stays as it was."""
 
-    def __init__(self, in_channels: int, n_levels: int, *, pretrained: bool) -> None:
+    def __init__(self, in_channels: int, n_levels: int, *, pretrained: bool, frozen_norm: bool) -> None:
         super().__init__()
         self.stages = nn.ModuleList(lite0_stages(pretrained=pretrained)[:n_levels])
-        self.frozen_norm = pretrained
+        self.frozen_norm = frozen_norm
         self.widths = (4 * in_channels, *LITE0_WIDTHS[:n_levels])
 
     def train(self, mode: bool = True) -> _Lite0Encoder:  # noqa: FBT001, FBT002 - torch's signature
@@ -63,14 +73,14 @@ class _Lite0Encoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> Features:
         """Returns the pixels at half resolution, then features (B, c, h, w), of unit images (B, C, H, W)."""
-        x, features = unit_to_lite0(images).contiguous(memory_format=torch.channels_last), [_half(images)]
+        x, features = unit_to_lite0(images).contiguous(memory_format=torch.channels_last), [half(images)]
         for stage in self.stages:
             x = stage(x)
             features.append(x)
         return features
 
 
-class _Decoder(nn.Module):
+class Decoder(nn.Module):
     """From coarse to fine: enlarge, join with the encoder's features of that level, convolve."""
 
     def __init__(self, skips: Sequence[int], channels: Sequence[int], *, keep_coarse: bool) -> None:
@@ -78,17 +88,28 @@ class _Decoder(nn.Module):
         self.coarse = None if keep_coarse else block(skips[-1], channels[-1])
         steps = zip(skips[-2::-1], channels[:0:-1], channels[-2::-1], strict=True)
         self.blocks = nn.ModuleList(block(skip + above, out) for skip, above, out in steps)
+        self.further = tuple(channels[1:-1])
 
-    def forward(self, features: Features) -> torch.Tensor:
-        x = features[-1] if self.coarse is None else self.coarse(features[-1])
+    def deep_heads(self, n_classes: int) -> list[nn.Module]:
+        """Returns a fresh head for each level but the finest, fine to coarse: logits at that level's resolution."""
+        return [nn.Conv2d(width, n_classes, 1) for width in self.further]
+
+    def levels(self, features: Features) -> Features:
+        """Returns what it makes at each level, (B, D, h, w), fine to coarse; the coarsest is above the encoder's."""
+        x, found = features[-1] if self.coarse is None else self.coarse(features[-1]), []
         for up, skip in zip(self.blocks, features[-2::-1], strict=True):
             if x.shape[-2:] != skip.shape[-2:]:
                 x = F.interpolate(x, size=skip.shape[-2:], mode="nearest")
             x = up(torch.cat([x, skip], dim=1))
-        return x
+            found.append(x)
+        return found[::-1]
+
+    def forward(self, features: Features) -> torch.Tensor:
+        """Returns the finest level (B, D, h, w) of features (B, c, h, w)."""
+        return self.levels(features)[0]
 
 
-class _Door(nn.Module):
+class Door(nn.Module):
     """The way out: four channels for each class become 2x2 pixels."""
 
     def __init__(self, width: int, n_classes: int) -> None:
@@ -102,20 +123,22 @@ class _Door(nn.Module):
 
 def tiny(in_channels: int, n_classes: int, channels: Sequence[int]) -> SegNet:
     """Returns a U-Net of the given widths, fine to coarse, that works at half resolution."""
-    net = SegNet(_TinyEncoder(in_channels, channels), _Decoder(channels, channels, keep_coarse=True),
-                 _Door(channels[0], n_classes), stride=2 ** len(channels), widths=Widths(channels[0], channels[-1]))
+    net = SegNet(TinyEncoder(in_channels, channels), Decoder(channels, channels, keep_coarse=True),
+                 Door(channels[0], n_classes), stride=2 ** len(channels), widths=Widths(channels[0], channels[-1]))
     return net.to(memory_format=torch.channels_last)
 
 
-def lite(in_channels: int, n_classes: int, channels: Sequence[int], *, pretrained: bool) -> SegNet:
+def lite(in_channels: int, n_classes: int, channels: Sequence[int], *, pretrained: bool, given: bool) -> SegNet:
     """Returns EfficientNet-Lite0's stages, one for each of `channels`, under a decoder of those widths.
+
+    `pretrained` = with ImageNet weights; `given` = its normalisation is not to move, for its weights are not random.
 
     Raises:
         UserError: if `pretrained` and the package with the weights is not installed.
     """
-    encoder = _Lite0Encoder(in_channels, len(channels), pretrained=pretrained)
+    encoder = _Lite0Encoder(in_channels, len(channels), pretrained=pretrained, frozen_norm=given)
     # The image itself joins at the level of the first stage, with the width of the finest level.
-    decoder = _Decoder(encoder.widths, (channels[0], *channels), keep_coarse=False)
-    net = SegNet(encoder, decoder, _Door(channels[0], n_classes), stride=2 ** len(channels),
+    decoder = Decoder(encoder.widths, (channels[0], *channels), keep_coarse=False)
+    net = SegNet(encoder, decoder, Door(channels[0], n_classes), stride=2 ** len(channels),
                  widths=Widths(channels[0], encoder.widths[-1]))
     return net.to(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from segtrain.targets.target import Target, from_labels, from_prob, soft
+from segtrain.targets.target import Target, from_prob, soft
 from synth.core.config import Settings
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class Labels(Settings):
     """Slot member `labels`: for views of the labelled images, their own labels."""
 
     def __call__(self, scene: Scene, branch: str) -> Target:
-        """Returns the target (B, K, H, W) of the supervised images."""
-        return from_labels(scene.supervised.labels, scene.n_classes)
+        """Returns the target (B, K, H, W) of the supervised images; its weight is theirs."""
+        return scene.supervised_target()
 
 
 SOURCES: dict[str, type[Settings]] = {"teacher": Teacher, "mean": Mean, "labels": Labels}

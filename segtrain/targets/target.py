@@ -19,6 +19,7 @@ class Target:
         prob: class probabilities (B, K, H, W). hard: class indices (B, H, W) int64. At least one is set.
         weight: (B, H, W), >= 0. valid: (B, H, W) bool, the pixels that may teach.
         stats: scalars to log.
+        pasted: (B, H, W) bool, the pixels that a mix brought in, for losses that weigh both parts alone; None = no mix.
     """
 
     prob: torch.Tensor | None
@@ -26,6 +27,7 @@ class Target:
     weight: torch.Tensor
     valid: torch.Tensor
     stats: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    pasted: torch.Tensor | None = None
 
     def narrowed(self, passed: torch.Tensor) -> Target:
         """Returns this target with only those pixels valid that `passed` (B, H, W) bool too; logs the share kept."""

@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 
 from segtrain.intensity import apply_intensity, draw_intensity
+from segtrain.noise import NoiseSettings, bounded_noise
 from segtrain.settings import GeometrySettings, IntensitySettings
 from segtrain.views.weak import weak
 from segtrain.warps import MixWarp, Rngs, Stay, Warp
 from synth.core.config import Settings
-from synth.core.rng import randn_each
 
 if TYPE_CHECKING:
     from segtrain.scene import Scene
@@ -88,16 +88,12 @@ class CutMix(Settings):
         return apply_boxes(images, draw_boxes(rngs, self))
 
 
-class InputNoise(Settings):
+class InputNoise(NoiseSettings):
     """Slot member `noise`: Mean Teacher's clamp(sigma N(0, 1), -limit, limit), in units of the unit space."""
-
-    sigma: float = Field(0.1, ge=0)
-    limit: float = Field(0.2, ge=0)
 
     def __call__(self, images: torch.Tensor, rngs: Rngs, scene: Scene) -> tuple[torch.Tensor, Warp]:
         """Returns noisy unit images (B, C, H, W); nothing moved."""
-        noise = self.sigma * randn_each(images.shape[1:], rngs, images.device)
-        return images + noise.clamp(-self.limit, self.limit), Stay()
+        return images + bounded_noise(images.shape[1:], rngs, self, images.device), Stay()
 
 
 BASIC: dict[str, type[Settings]] = {"strong": Strong, "move": Move, "cutmix": CutMix, "noise": InputNoise}

@@ -7,18 +7,23 @@ import torch
 from segtrain.geometry import draw_geometry, geometry_grid, sample_labels, sample_smooth
 from segtrain.intensity import apply_intensity, draw_intensity
 from segtrain.settings import AugmentSettings, GeometrySettings
-from segtrain.warps import GridWarp, Rngs, Warp
+from segtrain.warps import GridWarp, Rngs, Stay, Warp
 
 
 def weak(images: torch.Tensor, rngs: Rngs, settings: GeometrySettings) -> tuple[torch.Tensor, Warp]:
     """Returns unit images (B, C, H, W) flipped, rotated, zoomed and shifted, and the grid that did it."""
+    if settings.is_still:
+        return images, Stay()
     grid = geometry_grid(draw_geometry(rngs, settings), tuple(images.shape[-2:]), images.device)
     return sample_smooth(images, grid), GridWarp(grid)
 
 
 def augment_pairs(images: torch.Tensor, labels: torch.Tensor, rngs: Rngs,
                   settings: AugmentSettings) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns augmented unit images (B, C, H, W) and labels (B, H, W); 255 where the image was made up."""
+    """Returns augmented unit images (B, C, H, W) and labels (B, H, W) or (B, O, H, W); 255 beyond the border."""
     images, warp = weak(images, rngs, settings.geometry)
-    labels = sample_labels(labels, warp.grid)
+    if isinstance(warp, GridWarp):
+        labels = sample_labels(labels, warp.grid)
+    if settings.intensity.is_still:
+        return images, labels
     return apply_intensity(images, draw_intensity(rngs, settings.intensity)), labels

@@ -231,6 +231,8 @@ def test_cells_are_chosen_by_question_or_name() -> None:
         "real+inpaint_shuffled-real+inpaint", "real+roundtrip-real"))),
     ("where_it_helps", ("--only", "share-0.1"), ("dice_diff/phantom/share-0.1",)),
     ("schedules", ("--samplers", "ddim,heun"), ("faithfulness/heun-4", "seam_auc/ddim-2", "seconds/ddim-4")),
+    ("training", (), ("ratio/supervised_over_bare", "ratio/fixmatch_ema_over_bare", "data_wait_share/fixmatch_ema",
+                      "cpu_ratio/fixmatch_ema_over_bare_augmented", "s_per_step/supervised/bare")),
 ])
 def test_quick_run(tmp_path: Path, script: str, words: tuple[str, ...], names: tuple[str, ...]) -> None:
     write_folder(make_phantom(40, size=32, n_groups=8), tmp_path / "phantom")

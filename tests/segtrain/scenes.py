@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
 import torch
 from phantom import make_phantom
 
 from segtrain.data import Streams
+from segtrain.extras import Extras
 from segtrain.method import Method, load_method
 from segtrain.models import build_model
 from segtrain.recipe import SegmentRecipe
@@ -13,9 +18,11 @@ from segtrain.scene import Scene, Supervised
 from segtrain.settings import AugmentSettings, ModelSettings, SegmentSettings
 from segtrain.targets import Target, from_labels
 from segtrain.topology import Topology
+from segtrain.train import make_extras
 from segtrain.views import PERTURBATIONS
 from synth.core.config import load_config
 from synth.core.loop import LoopSettings
+from synth.formats import write_folder
 
 SETTINGS = SegmentSettings(size=32, batch_size=4, unlabelled_batch_size=4, loop=LoopSettings(steps=6),
                            model=ModelSettings(name="tiny", channels=(8, 16)))
@@ -27,12 +34,27 @@ def changed(name: str, **changes: object) -> Method:
     return load_method(load_config(Method, {**load_method(name).model_dump(mode="json"), **changes}))
 
 
+def extras_of(method: Method) -> Extras:
+    """Returns what a method wants of the streams; masks beside the set are the phantom's own, in a folder."""
+    folder = masks_folder()
+    return make_extras(method, stored=folder if method.needs("stored") else None,
+                       observers=(folder,) if method.needs("observers") else ())
+
+
+@lru_cache(maxsize=1)
+def masks_folder() -> Path:
+    """Returns a folder with masks/ID.png of every phantom pair."""
+    folder = Path(tempfile.mkdtemp())
+    write_folder(PAIRS, folder)
+    return folder
+
+
 def run(method: Method | str, n_steps: int = 3, *, unlabelled: bool = True, settings: SegmentSettings = SETTINGS
         ) -> tuple[SegmentRecipe, list[dict[str, torch.Tensor]]]:
     """Returns the recipe after some steps on the phantom, and what each step logged."""
     method = load_method(method)
     recipe = SegmentRecipe(settings, method, info=PAIRS.info, has_synthetic=False)
-    streams = Streams.read(settings, PAIRS, unlabelled=PAIRS if unlabelled else None, inputs=method.inputs())
+    streams = Streams.read(settings, PAIRS, unlabelled=PAIRS if unlabelled else None, extras=extras_of(method))
     steps = settings.loop.steps
     return recipe, [recipe.step(streams.batches(i, 0, 1), i / steps) for i in range(n_steps)]
 
@@ -71,3 +93,14 @@ def hard_target(labels: torch.Tensor, n_classes: int = 2) -> Target:
 def perturbed(name: str, scene: Scene, **settings: object) -> tuple[torch.Tensor, object]:
     """Returns what the perturbation `name` makes of the scene's clean images."""
     return PERTURBATIONS[name](**settings)(scene.clean, scene.rngs("test"), scene)
+
+
+def rand(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Returns normal numbers of a shape."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def disc(size: int, row: int, column: int, radius: int) -> torch.Tensor:
+    """Returns labels (size, size): a disc of class 1."""
+    grid = torch.arange(size)
+    return ((grid[:, None] - row).square() + (grid[None] - column).square() <= radius**2).long()

@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import synth.core.pretrained
-from segtrain.models import Ensemble, Part, build_model, check_size
+from segtrain.models import MODELS, Ensemble, Part, SegNet, build_model, check_size, partner_of
+from segtrain.models.queries import combine, focus
+from segtrain.models.weights import identify, save_encoder
+from segtrain.segmenter import Segmenter, SegmenterConfig
 from segtrain.settings import ModelSettings
 from synth.core.checks import UserError
+from synth.core.pairs import DataInfo
 from synth.core.pretrained import lite0_weights
 
 TINY = ModelSettings(name="tiny", channels=(8, 16, 24))
 LITE = ModelSettings(name="lite", channels=(8, 8, 8, 8))
 UNET = ModelSettings(name="unet", encoder="resnet18", channels=(4, 4, 8, 8, 8))
+UNETPP = ModelSettings(name="unetpp", channels=(8, 16, 24), deep_supervision=True)
+QUERIES = ModelSettings(name="queries", channels=(8, 16, 24), n_queries=5)
+SEGFORMER = ModelSettings(name="segformer", channels=(8, 16, 16))
+DEEPLAB = ModelSettings(name="deeplabv3plus", encoder="resnet18", channels=(8,))
+NETS = [TINY, LITE, UNET, UNETPP, QUERIES, SEGFORMER, DEEPLAB]
+INFO = DataInfo(("background", "object"), 1, 8, (0.0, 255.0))
 
 
-@pytest.mark.parametrize("settings", [TINY, LITE, UNET], ids=lambda s: s.name)
+def images(n: int = 2, channels: int = 1, side: int = 64) -> torch.Tensor:
+    """Returns random unit images (B, C, S, S)."""
+    return torch.rand(n, channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def trained(settings: ModelSettings, **options: object) -> SegNet:
+    """Returns a network whose every tensor is random: what starts at zero would hide that it is not saved."""
+    net = build_model(settings.name, 1, 2, settings, **options)
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=rng))
+    return net
+
+
+def test_every_network_is_tested_and_has_a_partner_of_another_kind() -> None:
+    assert {s.name for s in NETS} == set(MODELS)
+    partners = {name: partner_of(ModelSettings(name=name, deep_supervision=True)) for name in MODELS}
+    assert all(partner.name != name and partner.deep_supervision for name, partner in partners.items())
+    for partner in {str(p): p for p in partners.values()}.values():
+        build_model(partner.name, 1, 2, partner)
+
+
+@pytest.mark.parametrize("settings", NETS, ids=lambda s: s.name)
 @pytest.mark.parametrize(("channels", "n_classes"), [(1, 2), (3, 4)])
 def test_logits_have_the_images_size(settings: ModelSettings, channels: int, n_classes: int) -> None:
     net = build_model(settings.name, channels, n_classes, settings)
     assert net.eval()(torch.zeros(2, channels, 64, 32)).shape == (2, n_classes, 64, 32)
 
 
-@pytest.mark.parametrize("settings", [TINY, LITE, UNET], ids=lambda s: s.name)
+@pytest.mark.parametrize("settings", NETS, ids=lambda s: s.name)
 def test_weights_depend_on_the_seed_alone(settings: ModelSettings) -> None:
     torch.manual_seed(1)
     first = build_model(settings.name, 1, 2, settings, seed=3).state_dict()
@@ -51,6 +86,14 @@ def test_the_tiny_network_does_the_same_in_training_and_evaluation() -> None:
     (ModelSettings(name="unet", encoder="resnet19"), "resnet19"),
     (ModelSettings(name="unet", channels=(8, 8)), "five"),
     (ModelSettings(name="tiny", channels=(8,)), "two levels"),
+    (ModelSettings(name="deeplabv3plus", channels=(8, 8)), "one width"),
+    (ModelSettings(name="deeplabv3plus", encoder="resnet19", channels=(8,)), "resnet19"),
+    (ModelSettings(name="segformer", channels=(8,)), "two levels"),
+    (ModelSettings(name="tiny", channels=(8, 16), deep_supervision=True), "one level"),
+    (DEEPLAB.model_copy(update={"deep_supervision": True}), "one level"),
+    (UNETPP.model_copy(update={"deep_supervision": False, "depth": 1}), "not trained"),
+    (UNETPP.model_copy(update={"depth": 3}), "depth 1 to 2"),
+    (TINY.model_copy(update={"depth": 1}), "depth"),
 ])
 def test_networks_that_cannot_be_built_are_refused(settings: ModelSettings, match: str) -> None:
     with pytest.raises(UserError, match=match):
@@ -62,7 +105,7 @@ def test_sizes_that_cannot_be_halved_are_refused() -> None:
         check_size(build_model("tiny", 1, 2, TINY), 60)
 
 
-@pytest.mark.parametrize("settings", [TINY, LITE, UNET], ids=lambda s: s.name)
+@pytest.mark.parametrize("settings", NETS, ids=lambda s: s.name)
 def test_parts_go_through_the_encoder_together_and_come_out_as_if_alone(settings: ModelSettings) -> None:
     net = build_model(settings.name, 1, 2, settings).add_decoders(1).eval()
     a, b = torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(0)).split([1, 2])
@@ -100,3 +143,150 @@ def test_weights_that_are_not_to_be_had_are_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(synth.core.pretrained, "PACKAGE", "no_such_package_anywhere")
     with pytest.raises(UserError, match=r"pairsmith\[features\]"):
         build_model("lite", 1, 2, LITE.model_copy(update={"weights": "imagenet"}))
+
+
+# Depth and deep supervision -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("settings", [UNET, LITE, UNETPP, ModelSettings(name="tiny", channels=(8, 16, 24, 24))],
+                         ids=lambda s: s.name)
+def test_deep_heads_come_beside_the_same_network_and_only_in_training(settings: ModelSettings) -> None:
+    plain, deep = (build_model(settings.name, 1, 3, settings.model_copy(update={"deep_supervision": on}))
+                   for on in (False, True))
+    assert all(torch.equal(value, deep.state_dict()[key]) for key, value in plain.state_dict().items())
+    deep.add_decoders(1)
+    seen = deep.train()(images(3), [Part(2), Part(1, decoder=1)])
+    assert seen.deep and all(level.shape[:2] == (3, 3) for level in seen.deep)
+    first, second = seen.split([2, 1])
+    assert first.deep[0].shape[0] == 2 and torch.equal(second.deep[-1], seen.deep[-1][2:])
+    sides = [level.shape[-1] for level in seen.deep]
+    assert sides == sorted(sides, reverse=True)
+    seen.deep[-1].sum().backward()
+    assert all(p.grad is not None for heads in deep.deep for p in heads[-1].parameters())
+    assert deep.eval()(images(), [Part(2)]).deep == () and not plain.train()(images(), [Part(2)]).deep
+
+
+def test_nested_nodes_are_those_of_the_paper() -> None:
+    # Eq. 1 written out for three levels.
+    net = trained(UNETPP).eval()
+    x0, x1, x2 = net.encoder(images())
+    nodes = net.decoders[0].nodes
+
+    def up(x: torch.Tensor) -> torch.Tensor:
+        return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    x01, x11 = nodes["0_1"](torch.cat([x0, up(x1)], 1)), nodes["1_1"](torch.cat([x1, up(x2)], 1))
+    x02 = nodes["0_2"](torch.cat([x0, x01, up(x11)], 1))
+    assert torch.allclose(net(images()), net.heads[0](x02), atol=1e-5) and set(nodes) == {"0_1", "1_1", "0_2"}
+
+
+def test_a_shallow_prediction_is_that_of_its_own_head_and_computes_nothing_deeper() -> None:
+    net = trained(UNETPP).eval()
+    shallow = net.at_depth(1)
+    _, x01 = net.decoders[0].levels(net.encoder(images()))
+    assert torch.allclose(shallow(images()), net.deep[0][0](x01), atol=1e-5)
+    assert not torch.allclose(shallow(images()), net(images()), atol=1e-2)
+    called = []
+    for module in (net.encoder.blocks[2], net.decoders[0].nodes["1_1"], net.decoders[0].nodes["0_2"]):
+        module.register_forward_hook(lambda *_: called.append(1))
+    shallow(images())
+    assert not called and net.at_depth(2) is net and net.at_depth(0) is net
+    net(images())
+    assert len(called) == 3
+
+
+def test_shallower_heads_outlive_training_where_one_may_choose_them() -> None:
+    assert "deep.0.0.conv.weight" in trained(UNETPP).add_decoders(1).main().state_dict()
+    deep = ModelSettings(name="tiny", channels=(8, 16, 24), deep_supervision=True)
+    assert set(trained(deep).main().state_dict()) == set(trained(TINY).state_dict())
+
+
+# Queries --------------------------------------------------------------------------------------------------------------
+
+def test_queries_are_summed_as_in_semantic_inference() -> None:
+    rng = torch.Generator().manual_seed(0)
+    classes, masks = torch.randn(2, 5, 4, generator=rng), torch.randn(2, 5, 6, 6, generator=rng)
+    prob = combine(classes, masks).softmax(1)
+    own, inside = classes.softmax(-1), masks.sigmoid()
+    for k in range(3):
+        scores = sum(own[:, q, k, None, None] * inside[:, q] for q in range(5))
+        whole = sum(own[:, q, :3].sum(-1)[:, None, None] * inside[:, q] for q in range(5))
+        assert torch.allclose(prob[:, k], scores / whole, atol=1e-5)
+    nothing = torch.full((1, 5, 4), -30.0)
+    nothing[..., -1] = 30
+    assert combine(nothing, masks[:1]).isfinite().all()
+
+
+def test_queries_look_only_where_their_masks_are() -> None:
+    masks = torch.tensor([[[1.0, -1, -1], [-1, -1, -1]]])
+    assert focus(masks).tolist() == [[[True, False, False], [True, True, True]]]
+    net = trained(QUERIES)
+    net(images()).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert net.heads[0].queries.weight.grad.abs().sum() > 0
+
+
+# Saved and loaded -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("settings", NETS, ids=lambda s: s.name)
+def test_a_saved_segmenter_and_a_saved_ensemble_predict_the_same(settings: ModelSettings, tmp_path: Path) -> None:
+    config = SegmenterConfig(model=settings, info=INFO, size=64)
+    both = config.model_copy(update={"others": (TINY,)})
+    net = trained(settings)
+    for name, net_, config_ in (("one", net.main(), config), ("two", Ensemble([net.main(), trained(TINY)]), both)):
+        first = Segmenter(net_, config_)
+        first.save(tmp_path / name)
+        again = Segmenter.load(tmp_path / name)
+        again.net.cpu()
+        assert torch.allclose(again.predict(images()), first.predict(images()), atol=1e-5)
+        assert again.content_hash() == first.content_hash()
+
+
+def test_a_loaded_segmenter_may_predict_at_another_depth(tmp_path: Path) -> None:
+    Segmenter(trained(UNETPP).main(), SegmenterConfig(model=UNETPP, info=INFO, size=64)).save(tmp_path)
+    deepest = Segmenter.load(tmp_path)
+    shallow = deepest.at_depth(1)
+    assert not torch.allclose(shallow.predict(images()), deepest.predict(images()), atol=1e-3)
+    expected = deepest.net.at_depth(1)(images().to(next(deepest.net.parameters()).device)).softmax(1).cpu()
+    assert torch.allclose(shallow.predict(images()), expected, atol=1e-5)
+    assert shallow.content_hash() != deepest.content_hash()
+    shallow.save(tmp_path / "shallow")
+    assert torch.equal(Segmenter.load(tmp_path / "shallow").at_depth(0).predict(images()), deepest.predict(images()))
+    with pytest.raises(UserError, match="depth 7"):
+        deepest.at_depth(7)
+
+
+# Weights from a file --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("settings", NETS, ids=lambda s: s.name)
+def test_an_encoders_weights_go_there_and_back(settings: ModelSettings, tmp_path: Path) -> None:
+    given = trained(settings, seed=5)
+    save_encoder(given, tmp_path / "encoder.safetensors")
+    start = settings.model_copy(update={"weights": str(tmp_path / "encoder.safetensors")})
+    net, fresh = (build_model(settings.name, 1, 2, s, seed=3) for s in (start, settings))
+    own, theirs = net.state_dict(), given.state_dict()
+    assert all(torch.equal(own[k], theirs[k]) for k in own if k.startswith("encoder."))
+    assert all(torch.equal(own[k], v) for k, v in fresh.state_dict().items() if not k.startswith("encoder."))
+
+
+def test_weights_that_do_not_fit_are_refused_by_the_name_of_their_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(trained(TINY), path)
+    start = {"weights": str(path)}
+    with pytest.raises(UserError, match=r"encoder.safetensors: blocks.2.0.weight.*\(24, 16, 3, 3\) there"):
+        build_model("tiny", 1, 2, TINY.model_copy(update={**start, "channels": (8, 16, 32)}))
+    with pytest.raises(UserError, match=r"blocks.3.0.weight.*no tensor of this name"):
+        build_model("tiny", 1, 2, TINY.model_copy(update={**start, "channels": (8, 16, 24, 24)}))
+    with pytest.raises(UserError, match=r"blocks.2.0.weight.*the network's encoder has no tensor"):
+        build_model("tiny", 1, 2, TINY.model_copy(update={**start, "channels": (8, 16)}))
+    with pytest.raises(UserError, match="no such file"):
+        build_model("tiny", 1, 2, TINY.model_copy(update={"weights": str(tmp_path / "none")}))
+    path.write_bytes(b"not that")
+    with pytest.raises(UserError, match="not a safetensors file"):
+        build_model("tiny", 1, 2, TINY.model_copy(update=start))
+
+
+def test_a_run_is_known_by_what_its_weights_are_and_not_by_where(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        save_encoder(build_model("tiny", 1, 2, TINY, seed=seed), tmp_path / name)
+    a, b, c = (identify(TINY.model_copy(update={"weights": str(tmp_path / name)})) for name in "abc")
+    assert a == b != c and identify(a) == a and identify(TINY) == TINY

@@ -1,0 +1,93 @@
+"""What the labelled training images' foreground looks like, and the standardisation of images by it (nnU-Net's)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from synth.core.checks import IGNORE, UserError
+from synth.core.config import Settings
+from synth.core.pairs import Arrays
+from synth.core.space import pixels_to_unit
+
+PERCENTILES = (0.5, 99.5)
+
+
+class Fingerprint(Settings):
+    """Grey values under the foreground, one number for each channel, as values of unit space.
+
+    Attributes:
+        low, high: percentiles 0.5 and 99.5. mean, sd: of all values, those beyond the percentiles too.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    mean: tuple[float, ...]
+    sd: tuple[float, ...]
+
+
+def percentile(counts: np.ndarray, share: float) -> float:
+    """Returns the percentile `share` (0 to 100), linear between neighbours, of counts (L,) of the values 0, 1, ..."""
+    place = (counts.sum() - 1) * share / 100
+    first, last = np.searchsorted(counts.cumsum(), [np.floor(place), np.ceil(place)], side="right")
+    return float(first + (last - first) * (place - np.floor(place)))
+
+
+def measure(labelled: Arrays) -> Fingerprint:
+    """Returns the fingerprint of the foreground, every class > 0 but ignore, of labelled images and of nothing else.
+
+    Give it the training images alone: what it knows of others, a segmenter would.
+
+    Raises:
+        UserError: if the foreground of a channel has one grey value alone, by which nothing can be standardised.
+    """
+    counts = _counts(labelled)
+    levels = np.arange(counts.shape[1])
+    found: dict[str, list[float]] = {"low": [], "high": [], "mean": [], "sd": []}
+    for channel, own in enumerate(counts):
+        bounds = np.array([percentile(own, share) for share in PERCENTILES])
+        unit = _unit(levels, labelled)
+        mean = float((own * unit).sum() / own.sum())
+        low, high = _unit(bounds, labelled).tolist()
+        if low >= high:
+            raise UserError(f"normalise=fingerprint: channel {channel}", rule="the labelled images' foreground has one "
+                            "grey value there, by which nothing can be standardised", repair="take normalise=range")
+        sd = float(np.sqrt((own * (unit - mean) ** 2).sum() / own.sum()))
+        for name, value in (("low", low), ("high", high), ("mean", mean), ("sd", sd)):
+            found[name].append(value)
+    return Fingerprint(**{name: tuple(values) for name, values in found.items()})
+
+
+def _unit(pixels: np.ndarray, labelled: Arrays) -> np.ndarray:
+    return pixels_to_unit(pixels, labelled.info.intensity_range).numpy().astype(np.float64)
+
+
+def _counts(labelled: Arrays) -> np.ndarray:
+    # How often each grey value occurs, (C, levels): exact, and as large for one image as for thousands.
+    n_levels = np.iinfo(labelled.info.dtype).max + 1
+    counts = np.zeros((labelled.info.channels, n_levels), np.int64)
+    for i in range(len(labelled)):
+        mask = labelled.masks[i]
+        values = labelled.images[i][:, (mask > 0) & (mask != IGNORE)]
+        for own, channel in zip(counts, values, strict=True):
+            own += np.bincount(channel, minlength=n_levels)
+    return counts
+
+
+class Standardise(nn.Module):
+    """Unit images clipped to the fingerprint's percentiles, minus its mean, over its standard deviation.
+
+    It sits at a network's door, behind every augmentation, so that these, and every user of a segmenter, go on seeing
+    unit images. Its numbers are settings, not weights: they lie in the segmenter's config.json.
+    """
+
+    def __init__(self, fingerprint: Fingerprint) -> None:
+        super().__init__()
+        for name in ("low", "high", "mean", "sd"):
+            value = torch.tensor(getattr(fingerprint, name), dtype=torch.float32)[:, None, None]
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns standardised images (B, C, H, W) of unit images."""
+        return (images.clamp(self.low, self.high) - self.mean) / self.sd

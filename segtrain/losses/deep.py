@@ -1,0 +1,71 @@
+"""Deep supervision: the labels teach the decoder's further levels too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from segtrain.models import Seen
+
+if TYPE_CHECKING:
+    from segtrain.scene import Supervised
+
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def level_weights(n: int) -> list[float]:
+    """Returns the weights of n levels, fine to coarse: each half of the one before, and 1 together (nnU-Net's)."""
+    halves = [0.5**i for i in range(n)]
+    return [half / sum(halves) for half in halves]
+
+
+def supervise_levels(loss: Loss, levels: Sequence[torch.Tensor], labels: torch.Tensor,
+                     weight: torch.Tensor | None) -> torch.Tensor:
+    """Returns the weighted sum (scalar) of `loss` over levels, logits (B, K, h, w) each, fine to coarse.
+
+    Labels (B, H, W), or probabilities (B, K, H, W), and pixel weights (B, H, W) go to each level's size, nearest
+    neighbour, so that ignored pixels stay ignored. Of one level alone it is `loss` itself.
+    """
+    if len(levels) == 1:
+        return loss(levels[0], labels, weight)
+    total = torch.zeros((), device=labels.device)
+    for share, logits in zip(level_weights(len(levels)), levels, strict=True):
+        size = tuple(logits.shape[-2:])
+        total = total + share * loss(logits, _at(labels, size), None if weight is None else _at(weight, size))
+    return total
+
+
+def loss_by_kind(loss: Loss, seen: Seen, given: Supervised) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the losses (scalars) of the labelled and of the synthetic images, 0 where there are none.
+
+    Means over each kind, so that a weight between them weighs the one against the other whatever their shares.
+    """
+    labels = given.labels if given.prob is None else given.prob
+    real, made = (loss_of_rows(loss, seen, labels, given.weight, kind) for kind in (~given.synthetic, given.synthetic))
+    return real, made
+
+
+def loss_of_rows(loss: Loss, seen: Seen, labels: torch.Tensor, weight: torch.Tensor | None, rows: torch.Tensor
+                 ) -> torch.Tensor:
+    """Returns the loss (scalar) of what was seen of some `rows` (B,) bool on all levels; 0 if there are none.
+
+    Labels are (B, H, W), or probabilities (B, K, H, W); pixel weights (B, H, W).
+    """
+    if not rows.any():
+        return seen.logits.new_zeros(())
+    levels = [seen.logits, *seen.deep]
+    if not rows.all():
+        levels, labels = [level[rows] for level in levels], labels[rows]
+        weight = None if weight is None else weight[rows]
+    return supervise_levels(loss, levels, labels, weight)
+
+
+def _at(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if values.shape[-2:] == size:
+        return values
+    channels = values if values.ndim == 4 else values[:, None]
+    resized = F.interpolate(channels.float(), size, mode="nearest-exact").to(values.dtype)
+    return resized if values.ndim == 4 else resized[:, 0]
