@@ -15,7 +15,7 @@ from segtrain.labels import LABELS
 from segtrain.losses import LOSSES, SUPERVISED
 from segtrain.regularisers import REGULARISERS
 from segtrain.targets import SOURCES, TARGETS
-from segtrain.topologies import TOPOLOGIES
+from segtrain.topology import TOPOLOGIES
 from segtrain.views import FEATURE_PERTURBATIONS, PERTURBATIONS
 from synth.core.checks import UserError
 from synth.core.config import Settings, load_config, to_yaml

@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from torch import nn
 
-from segtrain.fingerprint import Fingerprint
 from segtrain.heads import HEADS, Sizes
 from segtrain.labels import LABELS
 from segtrain.losses import LOSSES, SUPERVISED
@@ -21,11 +20,11 @@ from segtrain.optimizers import make_optimizer
 from segtrain.regularisers import REGULARISERS
 from segtrain.scene import Scene, Shown, Supervised
 from segtrain.settings import ModelSettings, SegmentSettings
+from segtrain.streams.fingerprint import Fingerprint
 from segtrain.targets import SOURCES, TARGETS, Target, from_labels, soft
-from segtrain.topologies import TOPOLOGIES
-from segtrain.topology import Look
+from segtrain.topology import TOPOLOGIES, Look
+from segtrain.transforms.warps import ChainWarp, Rngs
 from segtrain.views import FEATURE_PERTURBATIONS, PERTURBATIONS
-from segtrain.warps import ChainWarp, Rngs
 from synth.core.loop import Batch, Recipe, poly
 from synth.core.pairs import DataInfo
 from synth.core.rng import derive_seed

@@ -13,14 +13,14 @@ from segtrain.models import Features, Seen
 from segtrain.settings import AugmentSettings, GeometrySettings
 from segtrain.targets.target import Target, from_labels
 from segtrain.topology import Topology
+from segtrain.transforms.warps import Stay, Warp
 from segtrain.views.weak import augment_pairs, weak
-from segtrain.warps import Stay, Warp
 from synth.core.checks import UserError
 from synth.core.loop import Batch
 from synth.core.rng import sample_rng
 
 if TYPE_CHECKING:
-    from segtrain.bands import Band
+    from segtrain.transforms.bands import Band
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from segtrain.fingerprint import Fingerprint
 from segtrain.models import Ensemble, at_depth, build_model
-from segtrain.patches import predict_tiles
 from segtrain.settings import ModelSettings
+from segtrain.streams.fingerprint import Fingerprint
+from segtrain.streams.patches import predict_tiles
 from synth.core.checks import UserError
 from synth.core.config import Settings, load_config
 from synth.core.device import compute_device

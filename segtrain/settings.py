@@ -177,7 +177,7 @@ class SegmentSettings(Settings):
     normalise: Literal["range", "fingerprint"] = "range"
     batch_size: int = Field(16, ge=1)
     unlabelled_batch_size: int = Field(16, ge=1)
-    synthetic_share: float = Field(0.5, gt=0, le=1)
+    synthetic_share: float = Field(0.25, gt=0, le=1)
     w_syn: float = Field(1.0, gt=0)
     model: ModelSettings = ModelSettings()
     second: ModelSettings | None = None

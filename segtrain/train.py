@@ -9,15 +9,15 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from segtrain.ahead import Ahead
-from segtrain.data import Streams, check_kept, check_leak, check_ranks
-from segtrain.extras import Extras
-from segtrain.fingerprint import measure
 from segtrain.method import Method, load_method
 from segtrain.models.weights import identify
 from segtrain.recipe import SegmentRecipe
 from segtrain.segmenter import Segmenter, SegmenterConfig
 from segtrain.settings import SegmentSettings
+from segtrain.streams import Streams, check_kept, check_leak, check_ranks
+from segtrain.streams.ahead import Ahead
+from segtrain.streams.extras import Extras
+from segtrain.streams.fingerprint import measure
 from synth.core.checks import UserError
 from synth.core.config import load_config, save_config
 from synth.core.files import claim_folder

@@ -16,7 +16,7 @@ from synth.core.config import Settings
 from synth.core.rng import derive_seed
 
 if TYPE_CHECKING:
-    from segtrain.warps import Rngs
+    from segtrain.transforms.warps import Rngs
 
 
 class Dae(nn.Module):

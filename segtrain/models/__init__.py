@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from segtrain.fingerprint import Fingerprint, Standardise
 from segtrain.models.nested import unetpp
 from segtrain.models.queries import queries
 from segtrain.models.segnet import Ensemble, Features, Part, Seen, SegNet, Widths, at_depth
 from segtrain.models.tiny import lite, tiny
 from segtrain.models.weights import SHIPPED, load_encoder
 from segtrain.settings import ModelSettings
+from segtrain.streams.fingerprint import Fingerprint, Standardise
 from synth.core.checks import UserError
 from synth.core.rng import derive_seed
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from segtrain.warps import Rngs
+from segtrain.transforms.warps import Rngs
 from synth.core.checks import UserError
 
 if TYPE_CHECKING:

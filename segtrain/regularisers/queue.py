@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from segtrain.regularisers.pixels import features_at, head_of, pick
-from segtrain.warps import Rngs
+from segtrain.transforms.warps import Rngs
 from synth.core.config import Settings
 
 if TYPE_CHECKING:

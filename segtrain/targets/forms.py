@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from segtrain.bands import Band
 from segtrain.targets.target import Target, soft
+from segtrain.transforms.bands import Band
 from synth.core.config import Settings
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import Field
 
-from segtrain.featurewise import draw_uniform, drop
 from segtrain.models.segnet import Features
-from segtrain.noise import NoiseSettings, bounded_noise
 from segtrain.targets.filters import sharpen
 from segtrain.targets.target import Target, from_prob, soft
-from segtrain.turns import TurnSettings, turned, turned_back
+from segtrain.transforms.featurewise import draw_uniform, drop
+from segtrain.transforms.noise import NoiseSettings, bounded_noise
+from segtrain.transforms.turns import TurnSettings, turned, turned_back
 from synth.core.config import Settings
 
 if TYPE_CHECKING:

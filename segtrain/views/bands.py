@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from segtrain.bands import Band
-from segtrain.warps import Rngs, Stay, Warp, take_pixels
+from segtrain.transforms.bands import Band
+from segtrain.transforms.warps import Rngs, Stay, Warp, take_pixels
 from synth.core.config import Settings
 
 if TYPE_CHECKING:

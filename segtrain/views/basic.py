@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import Field
 
-from segtrain.intensity import apply_intensity, draw_intensity
-from segtrain.noise import NoiseSettings, bounded_noise
 from segtrain.settings import GeometrySettings, IntensitySettings
+from segtrain.transforms.intensity import apply_intensity, draw_intensity
+from segtrain.transforms.noise import NoiseSettings, bounded_noise
+from segtrain.transforms.warps import MixWarp, Rngs, Stay, Warp
 from segtrain.views.weak import weak
-from segtrain.warps import MixWarp, Rngs, Stay, Warp
 from synth.core.config import Settings
 
 if TYPE_CHECKING:

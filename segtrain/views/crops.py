@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import Field
 
-from segtrain.warps import Rngs, Warp, take_pixels
+from segtrain.transforms.warps import Rngs, Warp, take_pixels
 from synth.core.config import Settings
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from segtrain.featurewise import add_uniform_noise, complementary_gates, draw_uniform, drop, drop_attended
 from segtrain.models.segnet import Features
-from segtrain.warps import Rngs
+from segtrain.transforms.featurewise import add_uniform_noise, complementary_gates, draw_uniform, drop, drop_attended
+from segtrain.transforms.warps import Rngs
 from synth.core.config import Settings
 
 

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 
 from segtrain.targets.target import Target
-from segtrain.turns import TurnSettings, turned, turned_back
-from segtrain.warps import MixWarp, Rngs, Warp
+from segtrain.transforms.turns import TurnSettings, turned, turned_back
+from segtrain.transforms.warps import MixWarp, Rngs, Warp
 from synth.core.config import Settings
 from synth.core.rng import choice
 

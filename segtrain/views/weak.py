@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from segtrain.geometry import draw_geometry, geometry_grid, sample_labels, sample_smooth
-from segtrain.intensity import apply_intensity, draw_intensity
 from segtrain.settings import AugmentSettings, GeometrySettings
-from segtrain.warps import GridWarp, Rngs, Stay, Warp
+from segtrain.transforms.geometry import draw_geometry, geometry_grid, sample_labels, sample_smooth
+from segtrain.transforms.intensity import apply_intensity, draw_intensity
+from segtrain.transforms.warps import GridWarp, Rngs, Stay, Warp
 
 
 def weak(images: torch.Tensor, rngs: Rngs, settings: GeometrySettings) -> tuple[torch.Tensor, Warp]:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from phantom import make_phantom
 
-from segtrain.data import Streams
 from segtrain.method import load_method
 from segtrain.recipe import SegmentRecipe
 from segtrain.settings import ModelSettings, SegmentSettings
+from segtrain.streams import Streams
 from segtrain.views.basic import CutMix, Strong
 from synth.core.config import load_config
 from synth.core.loop import LoopSettings

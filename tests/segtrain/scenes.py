@@ -6,22 +6,25 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from phantom import make_phantom
 
-from segtrain.data import Streams
-from segtrain.extras import Extras
 from segtrain.method import Method, load_method
 from segtrain.models import build_model
 from segtrain.recipe import SegmentRecipe
 from segtrain.scene import Scene, Supervised
 from segtrain.settings import AugmentSettings, ModelSettings, SegmentSettings
+from segtrain.streams import Streams
+from segtrain.streams.extras import Extras
 from segtrain.targets import Target, from_labels
 from segtrain.topology import Topology
 from segtrain.train import make_extras
 from segtrain.views import PERTURBATIONS
 from synth.core.config import load_config
 from synth.core.loop import LoopSettings
+from synth.core.pairs import DataInfo, PairSet, memory_set
+from synth.core.rng import sample_rng
 from synth.formats import write_folder
 
 SETTINGS = SegmentSettings(size=32, batch_size=4, unlabelled_batch_size=4, loop=LoopSettings(steps=6),
@@ -104,3 +107,27 @@ def disc(size: int, row: int, column: int, radius: int) -> torch.Tensor:
     """Returns labels (size, size): a disc of class 1."""
     grid = torch.arange(size)
     return ((grid[:, None] - row).square() + (grid[None] - column).square() <= radius**2).long()
+
+
+def named_rngs(n: int, name: str = "t") -> list[torch.Generator]:
+    """Returns one generator for each of n rows."""
+    return [sample_rng(7, name, i) for i in range(n)]
+
+
+def random_images(n: int = 3, channels: int = 1, size: int = 16) -> torch.Tensor:
+    """Returns random unit images (B, C, S, S)."""
+    return torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(6)) * 1.8 - 0.9
+
+
+def native_pairs(shapes: tuple[tuple[int, int], ...] = ((50, 40), (36, 64), (20, 30)), channels: int = 1) -> PairSet:
+    """Returns pairs of various sizes; the pixels of the object, a corner of 3 x 4 px, are brighter, and vary."""
+    rng, images, masks = np.random.default_rng(0), [], []
+    for height, width in shapes:
+        mask = np.zeros((height, width), np.uint8)
+        mask[-3:, -4:] = 1
+        image = rng.integers(0, 100, (height, width, channels)).astype(np.uint8) + 100 * mask[..., None]
+        images.append(image[..., 0] if channels == 1 else image)
+        masks.append(mask)
+    info = DataInfo(("background", "object"), channels, 8, (0.0, 255.0))
+    names = [f"n{i}" for i in range(len(shapes))]
+    return memory_set(images, masks, info, ids=names, groups=names)

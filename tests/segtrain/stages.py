@@ -6,11 +6,11 @@ import torch
 from scenes import PAIRS, SETTINGS, run
 from torch import nn
 
-from segtrain.data import Streams
 from segtrain.method import load_method
 from segtrain.models import SegNet
 from segtrain.recipe import SegmentRecipe
 from segtrain.scene import Scene
+from segtrain.streams import Streams
 from synth.core.rng import sample_rng
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from segtrain.data import Streams, check_alike, check_kept, check_leak
 from segtrain.settings import SegmentSettings
+from segtrain.streams import Streams, check_alike, check_kept, check_leak
 from synth.core.checks import UserError
 from synth.core.pairs import DataInfo, Item, PairSet, Provenance, memory_set
 

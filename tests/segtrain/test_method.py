@@ -11,11 +11,11 @@ import yaml
 from scenes import PAIRS, SETTINGS, changed, run, weights
 from torch import nn
 
-from segtrain.data import Streams
 from segtrain.method import METHODS, Schedule, load_method, method_text
 from segtrain.models import Seen, SegNet, Widths
 from segtrain.recipe import PATIENCE, SegmentRecipe
-from segtrain.topology import EmaTeacher, Single, Staged
+from segtrain.streams import Streams
+from segtrain.topology.members import EmaTeacher, Single, Staged
 from synth.core.checks import UserError
 from synth.core.ema import Ema
 

@@ -11,7 +11,6 @@ from phantom import make_phantom
 from scenes import SETTINGS, changed, make_scene, perturbed, run
 from watch import started, watch, with_logits
 
-from segtrain.bands import Band, low_pass
 from segtrain.losses import LOSSES
 from segtrain.losses.crc import crc
 from segtrain.method import load_method
@@ -19,9 +18,10 @@ from segtrain.models import Seen
 from segtrain.regularisers import REGULARISERS
 from segtrain.scene import Scene, Shown
 from segtrain.targets import Target, from_prob
+from segtrain.transforms.bands import Band, low_pass
+from segtrain.transforms.warps import ChainWarp, MixWarp, Stay, take_pixels
 from segtrain.views.bands import mean_entropy, patch_warp
 from segtrain.views.crops import CropPair, ShiftWarp
-from segtrain.warps import ChainWarp, MixWarp, Stay, take_pixels
 from synth.core.checks import UserError
 from synth.core.rng import sample_rng
 

@@ -21,8 +21,8 @@ from segtrain.regularisers.queue import PixelNce, Side, anchor_nce
 from segtrain.scene import Scene
 from segtrain.targets import TARGETS, from_prob
 from segtrain.targets.rank import reliable
+from segtrain.transforms.warps import Stay
 from segtrain.views.crops import CropPair
-from segtrain.warps import Stay
 from synth.core.checks import IGNORE, UserError
 from synth.core.rng import sample_rng
 

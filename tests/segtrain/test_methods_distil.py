@@ -9,7 +9,6 @@ import torch
 from scenes import PAIRS, SETTINGS, make_scene, rand, run, same, weights
 
 import segtrain
-from segtrain.data import Streams
 from segtrain.heads import HEADS, Sizes
 from segtrain.losses.consistency import consistency_ce
 from segtrain.losses.transition import confusion, forward_corrected_ce, rows_of
@@ -19,10 +18,11 @@ from segtrain.recipe import SegmentRecipe
 from segtrain.regularisers.corrected import Corrected
 from segtrain.regularisers.distil import ImageDistil, RegionDistil, image_distance, region_distance, self_similarity
 from segtrain.scene import Shown
+from segtrain.streams import Streams
 from segtrain.targets import from_labels, from_prob, soft
 from segtrain.targets.filters import argmax
 from segtrain.targets.weights import Neighbours
-from segtrain.warps import Stay
+from segtrain.transforms.warps import Stay
 from synth.core.checks import IGNORE, UserError
 from synth.core.loop import Batch
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from stages import has_gradient, loss_of, rngs, stage
 
-from segtrain.featurewise import drop_attended
 from segtrain.scene import Shown
+from segtrain.transforms.featurewise import drop_attended
 from segtrain.views import FEATURE_PERTURBATIONS
 
 

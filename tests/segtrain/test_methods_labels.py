@@ -11,18 +11,18 @@ from phantom import make_phantom
 from scenes import PAIRS, SETTINGS, changed, disc, extras_of, make_scene, rand, run, same
 from torch import nn
 
-from segtrain.data import Streams
 from segtrain.heads import HEADS, Sizes
 from segtrain.labels import LABELS
+from segtrain.labels.affinity import Affinity, affinities, noisy_pixels, quality, ranks
+from segtrain.labels.observers import MeanLabels, Sample, shares, vote
 from segtrain.losses import SUPERVISED
 from segtrain.losses.supervised import masked_ce, soft_dice_loss
 from segtrain.method import load_method
 from segtrain.models import Seen, Widths
-from segtrain.policies.affinity import Affinity, affinities, noisy_pixels, quality, ranks
-from segtrain.policies.observers import MeanLabels, Sample, shares, vote
 from segtrain.recipe import SegmentRecipe
 from segtrain.regularisers.adversarial import Adversarial, least_squares
 from segtrain.scene import Scene
+from segtrain.streams import Streams
 from segtrain.targets import soft
 from synth.core.checks import IGNORE, UserError
 from synth.core.space import labels_to_onehot

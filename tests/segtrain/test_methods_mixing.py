@@ -11,17 +11,17 @@ from phantom import make_phantom
 from scenes import SETTINGS, hard_target, make_scene, same, weights
 from stages import has_gradient, rngs, stage
 
-from segtrain.data import Streams
 from segtrain.losses.parts import pseudo_dice_ce
 from segtrain.losses.supervised import EPS
 from segtrain.method import load_method
 from segtrain.recipe import SegmentRecipe
 from segtrain.scene import Scene, Supervised
+from segtrain.streams import Streams
 from segtrain.targets import SOURCES, TARGETS, Target, soft
 from segtrain.targets.components import largest_component
+from segtrain.transforms.warps import ChainWarp
 from segtrain.views import PERTURBATIONS
 from segtrain.views.mixes import box_mask, draw_places
-from segtrain.warps import ChainWarp
 from synth.core.checks import IGNORE, UserError
 
 MINE = ("mean_teacher", "ua_mt", "unimatch", "unimatch_v2", "cps", "cct", "mc_net", "cross_teaching", "noisy_student",

@@ -7,12 +7,12 @@ import torch
 from phantom import make_phantom
 from scenes import SETTINGS, changed, extras_of, make_scene, rand
 
-from segtrain.data import Streams
 from segtrain.losses.partial import focal_tversky
 from segtrain.method import load_method
 from segtrain.models import Seen
 from segtrain.regularisers.projection import Projection, project
 from segtrain.scene import Scene
+from segtrain.streams import Streams
 from synth.core.checks import IGNORE, UserError
 from synth.core.space import labels_to_onehot
 

@@ -13,17 +13,17 @@ from scenes import PAIRS, SETTINGS, hard_target, make_scene, run, same, weights
 from stages import has_gradient, insist, loss_of, rngs, stage
 from torch import nn
 
-from segtrain.data import Streams
 from segtrain.losses import LOSSES
 from segtrain.method import load_method
 from segtrain.models import Seen, SegNet, Widths
-from segtrain.noise import NoiseSettings, bounded_noise
 from segtrain.recipe import SegmentRecipe
+from segtrain.streams import Streams
 from segtrain.targets import SOURCES, from_prob, soft
 from segtrain.targets.filters import sharpen
 from segtrain.targets.students import PassSettings, entropy_bound, inverse_variance_mean, noisy_passes
 from segtrain.topology import Topology
-from segtrain.turns import TurnSettings, turned, turned_back
+from segtrain.transforms.noise import NoiseSettings, bounded_noise
+from segtrain.transforms.turns import TurnSettings, turned, turned_back
 from segtrain.views import PERTURBATIONS
 
 

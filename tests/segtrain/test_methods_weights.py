@@ -10,7 +10,6 @@ import torch
 from scenes import PAIRS, SETTINGS, disc, make_scene, rand, run, same, weights
 from torch import nn
 
-from segtrain.data import Streams
 from segtrain.heads import HEADS, Sizes
 from segtrain.heads.dae import apply_damage, draw_damage
 from segtrain.losses.boundary import CeBoundary, sobel_edges
@@ -21,9 +20,10 @@ from segtrain.recipe import SegmentRecipe
 from segtrain.regularisers.dac import Dac, image_dac
 from segtrain.regularisers.denoise import Denoise, denoising_loss
 from segtrain.scene import Scene, Shown
+from segtrain.streams import Streams
 from segtrain.targets import from_labels, from_prob, soft
 from segtrain.targets.weights import Anatomy, Calibrated, ConfidenceWeight, above_mean, deviation
-from segtrain.warps import Stay
+from segtrain.transforms.warps import Stay
 from synth.core.checks import IGNORE, UserError
 from synth.core.space import labels_to_onehot
 

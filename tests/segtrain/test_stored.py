@@ -14,13 +14,13 @@ from PIL import Image
 from scenes import PAIRS, SETTINGS, make_scene
 
 import segtrain
-from segtrain.data import Streams
-from segtrain.extras import Extras
-from segtrain.geometry import sample_nearest
-from segtrain.stacks import hold_out, windows
-from segtrain.stored import read_observers, read_stored
+from segtrain.streams import Streams
+from segtrain.streams.extras import Extras
+from segtrain.streams.stacks import hold_out, windows
+from segtrain.streams.stored import read_observers, read_stored
 from segtrain.targets.store import Store
-from segtrain.warps import GridWarp, Stay
+from segtrain.transforms.geometry import sample_nearest
+from segtrain.transforms.warps import GridWarp, Stay
 from synth.core.checks import IGNORE, UserError
 from synth.core.pairs import ImageSet, memory_set
 

@@ -9,8 +9,8 @@ import pytest
 from scenes import PAIRS, SETTINGS
 from scipy.ndimage import gaussian_filter, generate_binary_structure, label
 
-from segtrain.inputs import INPUTS, make_inputs
-from segtrain.trees import filter_max, filter_min, simplify, ssim, tree_max, tree_min
+from segtrain.streams.inputs import INPUTS, make_inputs
+from segtrain.streams.trees import filter_max, filter_min, simplify, ssim, tree_max, tree_min
 from synth.core.checks import UserError
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from scenes import make_scene, perturbed
 
-from segtrain.geometry import Geometry, draw_geometry, geometry_grid, sample_labels, sample_smooth
-from segtrain.intensity import apply_intensity, draw_intensity
 from segtrain.settings import AugmentSettings, GeometrySettings, IntensitySettings
 from segtrain.targets import Target, soft
 from segtrain.targets.filters import argmax
+from segtrain.transforms.geometry import Geometry, draw_geometry, geometry_grid, sample_labels, sample_smooth
+from segtrain.transforms.intensity import apply_intensity, draw_intensity
+from segtrain.transforms.warps import ChainWarp
 from segtrain.views import PERTURBATIONS, augment_pairs, weak
 from segtrain.views.basic import CutMix, Move, Strong, draw_boxes
-from segtrain.warps import ChainWarp
 from synth.core.checks import IGNORE
 from synth.core.rng import sample_rng
 

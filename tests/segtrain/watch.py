@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 from scenes import PAIRS, SETTINGS, extras_of
 
-from segtrain.data import Streams
 from segtrain.method import Method, load_method
 from segtrain.models import Seen
 from segtrain.recipe import SegmentRecipe
 from segtrain.scene import Scene, Shown
 from segtrain.settings import SegmentSettings
+from segtrain.streams import Streams
 from segtrain.targets import from_prob
-from segtrain.warps import Stay, Warp
+from segtrain.transforms.warps import Stay, Warp
 from synth.core.loop import Batch
 from synth.core.pairs import PairSet
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from segtrain.geometry import inside_grid, sample_nearest, sample_smooth
 from segtrain.targets.target import Target
+from segtrain.transforms.geometry import inside_grid, sample_nearest, sample_smooth
 from synth.core.checks import UserError
 
 Rngs = Sequence[torch.Generator]

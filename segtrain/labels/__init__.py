@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from segtrain.policies import POLICIES
+from segtrain.labels.affinity import AFFINITY
+from segtrain.labels.observers import OBSERVERS
 from synth.core.config import Settings
 
 if TYPE_CHECKING:
@@ -19,5 +20,5 @@ class Dense(Settings):
         return scene.supervised
 
 
-LABELS: dict[str, type[Settings]] = {"dense": Dense, **POLICIES}
+LABELS: dict[str, type[Settings]] = {"dense": Dense, **OBSERVERS, **AFFINITY}
 """Label policies by the name that method files use."""

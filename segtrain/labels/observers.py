@@ -13,7 +13,7 @@ from synth.core.space import labels_to_onehot
 
 if TYPE_CHECKING:
     from segtrain.scene import Scene, Supervised
-    from segtrain.warps import Rngs
+    from segtrain.transforms.warps import Rngs
 
 
 def shares(observers: torch.Tensor, n_classes: int) -> torch.Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from segtrain.patches import in_rows
-from segtrain.trees import TREES
+from segtrain.streams.patches import in_rows
+from segtrain.streams.trees import TREES
 from synth.core.checks import UserError
 from synth.core.pairs import Arrays, Rows
 

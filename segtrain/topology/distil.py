@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from segtrain.models import partner_of
 from segtrain.settings import ModelSettings
-from segtrain.topology import Build, Topology
+from segtrain.topology.topology import Build, Topology
 from synth.core.config import Settings
 
 

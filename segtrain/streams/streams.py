@@ -9,12 +9,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from segtrain.extras import NOTHING, Extras
-from segtrain.inputs import make_inputs
-from segtrain.patches import Corner, cut, draw_corner, read_arrays, shows_foreground
 from segtrain.settings import SegmentSettings
-from segtrain.stacks import hold_out, windows
-from segtrain.stored import Stored, print_of, read_observers, read_stored
+from segtrain.streams.extras import NOTHING, Extras
+from segtrain.streams.inputs import make_inputs
+from segtrain.streams.patches import Corner, cut, draw_corner, read_arrays, shows_foreground
+from segtrain.streams.stacks import hold_out, windows
+from segtrain.streams.stored import Stored, print_of, read_observers, read_stored
 from synth.core.checks import UserError
 from synth.core.loop import Batch
 from synth.core.pairs import Arrays, DataInfo, ImageSet, PairSet, Rows
