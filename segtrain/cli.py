@@ -1,4 +1,4 @@
-"""The command `segtrain`: fit | predict | compare | report. Heavy imports wait inside the commands."""
+"""The command `segtrain`: fit | predict | compare | report | methods. Heavy imports wait inside the commands."""
 
 from __future__ import annotations
 
@@ -81,6 +81,19 @@ def report(out: Path = typer.Argument(..., help="out folder of segtrain compare"
     from segtrain.report import write_report
 
     _show(write_report(out))
+
+
+@app.command()
+def methods(name: str = typer.Argument("", help="one of them, or a YAML file; without it, all are listed")) -> None:
+    """List the methods, or print all that one of them is: its source, how it differs from it, and every setting."""
+    from segtrain.method import METHODS, load_method, method_text
+
+    if name:
+        typer.echo(method_text(name), nl=False)
+        return
+    for path in sorted(METHODS.glob("*.yaml")):
+        method = load_method(path)
+        say(f"{method.name:<16}{'unlabelled  ' if method.needs('unlabelled') else 'labels only '}{method.citation}")
 
 
 def _show(found: Report) -> None:

@@ -91,3 +91,14 @@ def test_fit_and_predict_from_the_shell(monkeypatch: pytest.MonkeyPatch, tmp_pat
                  f"out={tmp_path}/masks") == 0
     assert len(list((tmp_path / "masks").glob("*.png"))) == 4
     assert "4 masks" in capsys.readouterr().out
+
+
+def test_methods_are_listed_with_their_sources(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert shell(monkeypatch, "methods") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(list((CONFIGS / "methods").glob("*.yaml")))
+    assert any(line.startswith("bcp") and "unlabelled" in line and "Bai" in line for line in lines)
+    assert shell(monkeypatch, "methods", "bcp") == 0
+    told = yaml.safe_load(capsys.readouterr().out)
+    assert told["name"] == "bcp" and told["deviations"] and told["topology"] == {"ema_teacher": {"decay": 0.99}}
+    assert shell(monkeypatch, "methods", "bcq") == 2
