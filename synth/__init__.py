@@ -11,6 +11,7 @@ _HOMES = {
     "draw": "synth.draw", "draw_copypaste": "synth.draw", "draw_roundtrip": "synth.draw", "verify_shards": "synth.draw",
     "default_supply": "synth.draw", "SupplySettings": "synth.draw",
     "default_gates": "synth.gates", "run_gates": "synth.gates", "Gates": "synth.gates", "GateSettings": "synth.gates",
+    "FrequencyPrior": "synth.spectral.prior",
     "Generator": "synth.generator", "InpaintPipeline": "synth.diffusion.inpaint",
     "Pair": "synth.core.pairs", "PairSet": "synth.core.pairs", "ImageSet": "synth.core.pairs",
     "UserError": "synth.core.checks",

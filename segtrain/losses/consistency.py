@@ -49,12 +49,14 @@ class Dice(Settings):
     """Slot member `dice`: soft Dice against hard pseudo-labels over the pixels that passed the filter.
 
     The form of UniMatch's medical configuration. Where an object covers a few percent of the image, cross-entropy is
-    nearly all background, which passes any threshold first, and teaches the student to find nothing.
+    nearly all background, which passes any threshold first, and teaches the student to find nothing. Unlike there, a
+    class that no pseudo-label shows does not count: to push it down would be to learn that it is nowhere from a teacher
+    that has not found it yet.
     """
 
     def __call__(self, logits: torch.Tensor, target: Target) -> torch.Tensor:
         """Returns `soft_dice_loss` (scalar) of logits (B, K, H, W)."""
-        return soft_dice_loss(logits, _pseudo_labels(target, "dice"), weight=target.weight)
+        return soft_dice_loss(logits, _pseudo_labels(target, "dice"), weight=target.weight, present_only=True)
 
 
 class Mse(Settings):

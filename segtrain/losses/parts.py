@@ -14,11 +14,13 @@ from synth.core.config import Settings
 def dice_ce_of_part(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Returns half cross-entropy, half soft Dice (scalar) over labels (B, H, W) != 255, both weighted.
 
-    Dice is a ratio, in which a weight that all pixels share cancels; it is multiplied by the pixels' mean weight.
+    Dice is a ratio, in which a weight that all pixels share cancels; it is multiplied by the pixels' mean weight. It is
+    the mean over the classes that the labels show.
     """
     counted = labels != IGNORE
     mean = (weight * counted).sum() / counted.sum().clamp(min=1)
-    return 0.5 * (masked_ce(logits, labels, weight=weight) + mean * soft_dice_loss(logits, labels, weight=weight))
+    dice = soft_dice_loss(logits, labels, weight=weight, present_only=True)
+    return 0.5 * (masked_ce(logits, labels, weight=weight) + mean * dice)
 
 
 def pseudo_dice_ce(logits: torch.Tensor, target: Target) -> torch.Tensor:

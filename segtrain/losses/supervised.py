@@ -31,12 +31,14 @@ def _soft_ce(logits: torch.Tensor, prob: torch.Tensor, weight: torch.Tensor | No
     return (losses if weight is None else weight * losses).sum() / (prob.sum(dim=1) > 0).sum().clamp(min=1)
 
 
-def soft_dice_loss(logits: torch.Tensor, labels: torch.Tensor, *, weight: torch.Tensor | None = None) -> torch.Tensor:
+def soft_dice_loss(logits: torch.Tensor, labels: torch.Tensor, *, weight: torch.Tensor | None = None,
+                   present_only: bool = False) -> torch.Tensor:
     """Returns 1 - mean_k (2 sum w p_k y_k + e) / (sum w p_k^2 + sum w y_k^2 + e), a scalar.
 
     Logits are (B, K, H, W), labels (B, H, W) with 255 = ignore, or probabilities (B, K, H, W), zero = ignore; weight is
     (B, H, W), 1 where not given. Sums run over the batch's counted pixels; with none, the loss is 0. Squared
-    denominators as in V-Net (Milletari et al. 2016, eq. of section 3).
+    denominators as in V-Net (Milletari et al. 2016, eq. of section 3). With `present_only` the mean is over the classes
+    that the labels show.
     """
     onehot = labels if labels.is_floating_point() else labels_to_onehot(labels, logits.shape[1])
     counted = (onehot.sum(dim=1, keepdim=True) > 0).float()
@@ -46,7 +48,11 @@ def soft_dice_loss(logits: torch.Tensor, labels: torch.Tensor, *, weight: torch.
     dims = (0, 2, 3)
     overlap = (counted * prob * onehot).sum(dims)
     sizes = (counted * (prob.square() + onehot.square())).sum(dims)
-    return 1 - ((2 * overlap + EPS) / (sizes + EPS)).mean()
+    losses = 1 - (2 * overlap + EPS) / (sizes + EPS)
+    if not present_only:
+        return losses.mean()
+    present = (counted * onehot).sum(dims) > 0
+    return (losses * present).sum() / present.sum().clamp(min=1)
 
 
 def supervised(logits: torch.Tensor, labels: torch.Tensor, *, weight: torch.Tensor | None = None) -> torch.Tensor:

@@ -59,6 +59,20 @@ def test_every_loss_slot_ignores_what_the_filter_dropped(name: str) -> None:
     assert float(nothing.detach()) == pytest.approx(0, abs=1e-6)
 
 
+def test_a_class_that_no_pseudo_label_shows_is_not_pushed_down() -> None:
+    labels = torch.zeros(1, 2, 2, dtype=torch.long)
+    logits = torch.zeros(1, 3, 2, 2)
+    prob, n = 1 / 3, 4
+    shown = 1 - (2 * n * prob + EPS) / (n * prob**2 + n + EPS)
+    assert float(soft_dice_loss(logits, labels, present_only=True)) == pytest.approx(shown)
+    absent = 1 - EPS / (n * prob**2 + EPS)
+    assert float(soft_dice_loss(logits, labels)) == pytest.approx((shown + 2 * absent) / 3)
+    target = replace(hard_target(torch.ones(2, 4, 4, dtype=torch.bool)), hard=torch.zeros(2, 4, 4, dtype=torch.long))
+    sure = torch.zeros(2, 3, 4, 4)
+    sure[:, 0] = 9.0
+    assert float(LOSSES["dice"]()(sure, target)) == pytest.approx(0, abs=1e-3)
+
+
 @pytest.mark.parametrize("name", ["ce", "dice"])
 def test_losses_of_hard_labels_say_what_is_missing(name: str) -> None:
     with pytest.raises(UserError, match="argmax"):

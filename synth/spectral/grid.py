@@ -1,0 +1,102 @@
+"""Frequencies of a real image's half spectrum: which ring and which direction each coefficient belongs to.
+
+Frequencies are in cycles per pixel. Ring 0 is the mean of the image alone (DC); ring r >= 1 holds the frequencies from
+r to r + 1 times 0.5 / n_rings; what lies beyond 0.5, in the corners of the spectrum, is a bucket of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+ROUNDING = 1e-9
+"""Added before rounding down: an integer radius must not fall into the ring below it by a rounding error."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rings and directions of the half spectrum of images (H, W).
+
+    Attributes:
+        shape: (H, W). n_rings: rings below 0.5 cycles per pixel. ring: (H * (W // 2 + 1),) int64, `n_rings` = beyond.
+        cell: ring times sectors plus sector, int64, same shape. counts, cell_counts: coefficients of the full spectrum
+            in each ring (n_rings + 1,) and cell (n_rings + 1, n_sectors), float32.
+    """
+
+    shape: tuple[int, int]
+    n_rings: int
+    n_sectors: int
+    ring: torch.Tensor
+    cell: torch.Tensor
+    counts: torch.Tensor
+    cell_counts: torch.Tensor
+
+
+def ring_frequencies(n_rings: int) -> torch.Tensor:
+    """Returns the middle of each ring in cycles per pixel, (n_rings,) float64; 0 for the first."""
+    middles = (torch.arange(n_rings, dtype=torch.float64) + 0.5) * (0.5 / n_rings)
+    middles[0] = 0
+    return middles
+
+
+@lru_cache(maxsize=32)
+def grid_of(shape: tuple[int, int], n_rings: int, *, n_sectors: int = 1, device: str = "cpu") -> Grid:
+    """Returns the grid of images of `shape` (H, W), with its tensors on `device`.
+
+    Sector 0 is centred on horizontal frequencies (upright stripes), sector n_sectors / 2 on vertical ones.
+    """
+    fy, fx = torch.fft.fftfreq(shape[0], dtype=torch.float64), torch.fft.rfftfreq(shape[1], dtype=torch.float64)
+    radius = torch.hypot(fy[:, None], fx[None]) * (2 * n_rings)
+    ring = (radius + ROUNDING).floor().long().clamp_(1, n_rings)
+    ring[0, 0] = 0
+    angle = torch.atan2(fy[:, None].expand(ring.shape), fx.expand(ring.shape)) / torch.pi * n_sectors
+    cell = ring * n_sectors + (angle + 0.5).floor().long() % n_sectors
+    ones = torch.ones(ring.shape)
+    counts = _sums(ones, ring.flatten(), shape, n_rings + 1)
+    cells = _sums(ones, cell.flatten(), shape, (n_rings + 1) * n_sectors).view(n_rings + 1, n_sectors)
+    return Grid(shape, n_rings, n_sectors, *(t.to(device) for t in (ring.flatten(), cell.flatten(), counts, cells)))
+
+
+def _sums(values: torch.Tensor, index: torch.Tensor, shape: tuple[int, int], n: int) -> torch.Tensor:
+    # Sums over the full spectrum of what the half spectrum (..., H, W // 2 + 1) holds. Every column stands for itself
+    # and its mirror image, but for the first and, where the width is even, the last, which are their own.
+    flat = values.reshape(-1, index.numel())
+    sums = flat.new_zeros(len(flat), n).index_add_(1, index, flat).mul_(2)
+    index = index.view(shape[0], -1)
+    for column in (0, -1) if shape[1] % 2 == 0 else (0,):
+        once = values[..., column].reshape(-1, shape[0])
+        sums.index_add_(1, index[:, column], once, alpha=-1)
+    return sums.view(*values.shape[:-2], n)
+
+
+def ring_sums(values: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Returns the sums over each ring of the full spectrum, the corners last, (B, C, R), of values (B, C, H, F).
+
+    F = W // 2 + 1 columns stand for the W of the full spectrum.
+    """
+    return _sums(values, grid.ring, grid.shape, grid.n_rings + 1)
+
+
+def ring_means(values: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Returns the mean of each ring, (B, C, R), of half spectra (B, C, H, F); the corners count nowhere."""
+    return (ring_sums(values, grid) / grid.counts)[..., :-1]
+
+
+def sector_means(values: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Returns the mean of each sector of each ring, (B, C, R, A), of half spectra (B, C, H, F).
+
+    Small rings have no coefficient in some directions: there stands the mean of the whole ring.
+    """
+    n = (grid.n_rings + 1) * grid.n_sectors
+    sums = _sums(values, grid.cell, grid.shape, n).view(*values.shape[:-2], grid.n_rings + 1, grid.n_sectors)
+    counts = grid.cell_counts
+    ring = sums.sum(-1, keepdim=True) / counts.sum(-1, keepdim=True)
+    return torch.where(counts > 0, sums / counts.clamp_min(1), ring)[..., :-1, :]
+
+
+def to_coefficients(table: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Returns the entry of `table` (B, C, R) for the ring of each coefficient, (B, C, H, F); corners as the last."""
+    whole = torch.cat([table, table[..., -1:]], dim=-1).reshape(-1, grid.n_rings + 1)
+    return whole.index_select(1, grid.ring).view(*table.shape[:-1], grid.shape[0], grid.shape[1] // 2 + 1)

@@ -1,0 +1,110 @@
+"""Images to spectra and back, with what lies at the borders kept out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from synth.core.checks import UserError
+from synth.spectral.borders import Border, extend, field_of_view, fill_frame, padded_side
+from synth.spectral.grid import Grid, grid_of, ring_sums, to_coefficients
+
+MIN_SIDE_PX = 8
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The Fourier coefficients of images, and what is needed to turn them back into images.
+
+    Attributes:
+        coefficients: (B, C, h, w // 2 + 1) complex64, orthonormal, of the extended images.
+        shape: (h, w) of the extended images. images: the unit images (B, C, H, W) they came from.
+        inside: (B, 1, H, W) bool, the field of view; None = everything. border: how borders are treated.
+    """
+
+    coefficients: torch.Tensor
+    shape: tuple[int, int]
+    images: torch.Tensor
+    inside: torch.Tensor | None
+    border: Border
+
+    def grid(self, *, n_sectors: int = 1) -> Grid:
+        """Returns the finest grid on which no ring is empty: one ring per step of the shorter side."""
+        return grid_of(self.shape, min(self.shape) // 2, n_sectors=n_sectors, device=str(self.images.device))
+
+    def scaled(self, gains: torch.Tensor) -> torch.Tensor:
+        """Returns the coefficients times gains (B, C or 1, n_rings) > 0 of their ring: phases stay as they are."""
+        return self.coefficients * to_coefficients(gains, self.grid())
+
+    def close(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Returns unit images (B, C, H, W) of changed coefficients (B, C, h, w // 2 + 1), the frame untouched."""
+        height, width = self.images.shape[-2:]
+        made = torch.fft.irfft2(coefficients, s=self.shape, norm="ortho")[..., :height, :width]
+        made = (made.clamp(-1, 1) if self.border.clamp else made).to(self.images.dtype)
+        return made.contiguous() if self.inside is None else torch.where(self.inside, made, self.images)
+
+
+def check_unit(images: torch.Tensor, name: str = "images") -> None:
+    """Returns nothing; raises if `images` are not unit images (B, C, H, W) of at least 8 px a side.
+
+    Raises:
+        UserError: naming what they are.
+    """
+    if images.ndim != 4 or not images.is_floating_point() or min(images.shape[-2:]) < MIN_SIDE_PX:
+        raise UserError(f"{name} {tuple(images.shape)} {images.dtype}", rule=f"spectral operations take unit images "
+                        f"(B, C, H, W), floating point in [-1, 1], at least {MIN_SIDE_PX} px a side",
+                        repair="convert pixels with synth.core.space.pixels_to_unit")
+
+
+def check_rows(images: torch.Tensor, n: int) -> None:
+    """Returns nothing; raises if images (B, C, H, W) are not as many as the rows drawn for them.
+
+    Raises:
+        UserError: naming both numbers.
+    """
+    if len(images) != n:
+        raise UserError(f"{len(images)} image(s), parameters for {n}", rule="every image has parameters of its own",
+                        repair="draw them with one generator per image")
+
+
+def check_reference(images: torch.Tensor, reference: torch.Tensor) -> None:
+    """Returns nothing; raises if `reference` is not a unit image for each of images (B, C, H, W), at their size.
+
+    Raises:
+        UserError: naming both shapes.
+    """
+    check_unit(reference, "reference")
+    if reference.shape != images.shape:
+        raise UserError(f"images {tuple(images.shape)}, reference {tuple(reference.shape)}",
+                        rule="amplitudes are exchanged coefficient by coefficient", repair="resize the reference to "
+                        "the images, and give one per image")
+
+
+def open_spectrum(images: torch.Tensor, border: Border) -> Spectrum:
+    """Returns the spectrum of unit images (B, C, H, W): frames filled, margins mirrored, orthonormal transform.
+
+    Raises:
+        UserError: if they are not unit images.
+    """
+    check_unit(images)
+    values = images.float()  # a Fourier transform of half precision exists on some devices only
+    inside = field_of_view(values) if border.field_of_view == "auto" else None
+    filled = values if inside is None else fill_frame(values, inside)
+    shape = tuple(padded_side(side, border.pad) for side in images.shape[-2:])
+    coefficients = torch.fft.rfft2(extend(filled, shape), norm="ortho")
+    return Spectrum(coefficients, shape, images, inside, border)
+
+
+def amplitude_of(coefficients: torch.Tensor) -> torch.Tensor:
+    """Returns the amplitudes |F| of complex coefficients (..., h, w), real, same shape."""
+    # abs() of complex numbers guards against overflow, at twice the time; amplitudes of images are small.
+    return coefficients.real.square().addcmul_(coefficients.imag, coefficients.imag).sqrt_()
+
+
+def energy_of(coefficients: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Returns the sum of squared amplitudes in each ring, corners last, (B, C, R), of half spectra (B, C, H, F).
+
+    By Parseval's theorem they add up to the sum of the squared values of the extended image.
+    """
+    return ring_sums(amplitude_of(coefficients).square_(), grid)
