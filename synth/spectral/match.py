@@ -22,6 +22,9 @@ CODED_EPS = 1e-6
 NOTHING = 1e-6
 """A ring with less than this share of its image's amplitude holds rounding errors only, and is left as it is."""
 
+CACHED = 1 << 19
+"""Values that a CPU transforms at a time: two RGB images of 256 px. Larger batches fall out of its cache."""
+
 
 class MatchSettings(Settings):
     """How far images are drawn towards a prior, and in which form.
@@ -83,8 +86,11 @@ def match_amplitude(images: torch.Tensor, prior: FrequencyPrior, params: Match) 
     check_rows(images, len(params.strength))
     target = _target(images, prior, params.settings)
     strength = params.strength.to(device=images.device, dtype=torch.float32)[:, None, None]
-    return _coded(images, target, strength) if params.settings.form == "coded" else _ratio(images, target, strength,
-                                                                                          params.settings)
+    if params.settings.form == "coded":
+        return _coded(images, target, strength)
+    n = max(1, CACHED // images[0].numel()) if images.device.type == "cpu" and len(images) else max(1, len(images))
+    parts = zip(images.split(n), strength.split(n), strict=True)
+    return torch.cat([_ratio(some, target, own, params.settings) for some, own in parts])
 
 
 def _target(images: torch.Tensor, prior: FrequencyPrior, settings: MatchSettings) -> torch.Tensor:

@@ -195,8 +195,10 @@ class FrequencyPrior:
         except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(str(folder), rule=f"not a frequency prior, or damaged ({error})",
                             repair="fit and save it again") from None
-        if {"buckets", *SUMS} != set(sums):
-            raise UserError(str(weights_file), rule=f"holds {', '.join(sorted(sums))}", repair="fit and save it again")
+        shape = {name: tuple(value.shape) for name, value in sums.items()}
+        if {"buckets", *SUMS} != set(sums) or shape["polar"][::2] != (len(regions), settings.n_bands):
+            raise UserError(str(weights_file), rule=f"its tensors are not those of {FACTS} ({shape})",
+                            repair="fit and save it again")
         return cls(settings, regions, seen, sums)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 
 from synth.core.checks import IGNORE, UserError
 from synth.spectral.borders import Border
-from synth.spectral.grid import Grid, grid_of, ring_means, sector_means
+from synth.spectral.grid import grid_of, ring_means, sector_means
 from synth.spectral.settings import PriorSettings
 from synth.spectral.transform import amplitude_of, open_spectrum
 
@@ -67,11 +68,18 @@ def _edges(values: torch.Tensor, bands: torch.Tensor, settings: PriorSettings) -
     return seen
 
 
-def _grid(shape: tuple[int, int], settings: PriorSettings, name: str) -> Grid:
+def _check_size(shape: tuple[int, int], settings: PriorSettings, name: str) -> None:
     if settings.n_bands > min(shape) // 2:
         raise UserError(name, rule=f"an image of {shape[0]}x{shape[1]} px has no more than {min(shape) // 2} rings, "
                         f"{settings.n_bands} are asked for", repair="set fewer bands or a larger size")
-    return grid_of(shape, settings.n_bands, n_sectors=settings.sectors)
+
+
+def _of_image(images: torch.Tensor, settings: PriorSettings) -> tuple[torch.Tensor, tuple[int, int]]:
+    # Amplitudes (1, C, h, F) of the values in [0, 1] of an image, margins mirrored and frames filled, and (h, w).
+    spectrum = open_spectrum(to_share(images, settings).float() * 2 - 1, Border())
+    coefficients = spectrum.coefficients.to(torch.complex128)
+    coefficients[..., 0, 0] += math.prod(spectrum.shape) ** 0.5  # of x + 1
+    return amplitude_of(coefficients / 2), spectrum.shape
 
 
 def measure(images: torch.Tensor, labels: torch.Tensor | None, settings: PriorSettings, *, n_classes: int,
@@ -81,19 +89,15 @@ def measure(images: torch.Tensor, labels: torch.Tensor | None, settings: PriorSe
     Raises:
         UserError: if the image `name` is too small for the rings, or the kind needs labels and there are none.
     """
+    _check_size(tuple(images.shape[-2:]), settings, name)
     if settings.kind == "whole":
-        spectrum = open_spectrum(to_share(images, settings).float() * 2 - 1, Border())
-        grid = _grid(spectrum.shape, settings, name)
-        amplitudes = amplitude_of(spectrum.coefficients.to(torch.complex128)) / 2
-        # The mean of values in [0, 1], not in [-1, 1]: half a constant 1 was missing from it.
-        dc = spectrum.coefficients[..., 0, 0].real.double() / 2 + 0.5 * (spectrum.shape[0] * spectrum.shape[1]) ** 0.5
-        amplitudes[..., 0, 0] = dc.abs()
-        present = torch.ones(1, dtype=torch.bool)
+        (amplitudes, shape), present = _of_image(images, settings), torch.ones(1, dtype=torch.bool)
     else:
         if labels is None:
             raise UserError(name, rule=f"kind={settings.kind} looks along the outlines of label masks, and this image "
                             "has none", repair="take kind=whole, or fit on pairs")
         bands = outline_bands(labels, n_classes=n_classes, edge_px=settings.edge_px)
-        grid, present = _grid(tuple(labels.shape), settings, name), bands.any(2).any(1)
+        shape, present = tuple(labels.shape), bands.any(2).any(1)
         amplitudes = amplitude_of(torch.fft.rfft2(_edges(to_share(images, settings), bands, settings), norm="ortho"))
+    grid = grid_of(shape, settings.n_bands, n_sectors=settings.sectors)
     return Measured(present, ring_means(amplitudes, grid), sector_means(amplitudes, grid))

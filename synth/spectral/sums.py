@@ -68,8 +68,9 @@ class Sums:
     """Sums over images of amplitudes and of their squares, float64, while a prior is being fitted.
 
     Attributes:
-        n: images that have each region (K,), by bucket. radial: sums (K, C, R), by bucket; radial_square, polar,
-            polar_square: sums over all images, (K, C, R) and (K, C, R, A).
+        n: images that have each region (K,), by bucket. radial: sums (K, C, R), by bucket.
+        totals: over all images: "radial_square" (K, C, R), "polar" and "polar_square" (K, C, R, A).
+        n_images, groups, hashes: what `Seen` says of them.
     """
 
     n: dict[int, torch.Tensor] = field(default_factory=dict)

@@ -57,9 +57,9 @@ def draw_swap(rngs: Sequence[torch.Generator], settings: SwapSettings) -> Swap:
     Raises:
         UserError: if beta is no range in [0, 0.5].
     """
-    drawn = [drawn_between([rng], settings.beta, p=1.0, name="beta", bounds=(0.0, 0.5)) for rng in rngs]
+    beta = drawn_between(rngs, settings.beta, p=1.0, name="beta", bounds=(0.0, 0.5))
     share = drawn_between(rngs, (1.0, 1.0), p=settings.p, name="share", bounds=(0.0, 1.0))
-    return Swap(torch.cat(drawn), share, settings.keep_dc, settings.border)
+    return Swap(beta, share, settings.keep_dc, settings.border)
 
 
 def draw_mix(rngs: Sequence[torch.Generator], settings: MixSettings) -> Swap:

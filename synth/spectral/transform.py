@@ -40,7 +40,9 @@ class Spectrum:
     def close(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Returns unit images (B, C, H, W) of changed coefficients (B, C, h, w // 2 + 1), the frame untouched."""
         height, width = self.images.shape[-2:]
-        made = torch.fft.irfft2(coefficients, s=self.shape, norm="ortho")[..., :height, :width]
+        # Column by column first: the rows of the margin need not be transformed at all.
+        rows = torch.fft.ifft(coefficients, dim=-2, norm="ortho")[..., :height, :]
+        made = torch.fft.irfft(rows, n=self.shape[1], norm="ortho")[..., :width]
         made = (made.clamp(-1, 1) if self.border.clamp else made).to(self.images.dtype)
         return made.contiguous() if self.inside is None else torch.where(self.inside, made, self.images)
 
