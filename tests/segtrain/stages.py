@@ -11,12 +11,6 @@ from segtrain.models import SegNet
 from segtrain.recipe import SegmentRecipe
 from segtrain.scene import Scene
 from segtrain.streams import Streams
-from synth.core.rng import sample_rng
-
-
-def rngs(n: int, name: str = "t") -> list[torch.Generator]:
-    """Returns one generator for each of n rows."""
-    return [sample_rng(7, name, i) for i in range(n)]
 
 
 def stage(name: str, progress: float = 0.0, *, n_trained: int = 0) -> tuple[SegmentRecipe, Scene]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stages import has_gradient, loss_of, rngs, stage
+from scenes import named_rngs
+from stages import has_gradient, loss_of, stage
 
 from segtrain.scene import Shown
 from segtrain.transforms.featurewise import drop_attended
@@ -29,15 +30,15 @@ FEATURE_SETTINGS: dict[str, tuple[dict, dict]] = {
 @pytest.mark.parametrize("name", sorted(FEATURE_SETTINGS))
 def test_feature_perturbations_stand_alone_by_row_and_can_be_off(name: str) -> None:
     on, off = (FEATURE_PERTURBATIONS[name](**settings) for settings in FEATURE_SETTINGS[name])
-    together = on(features(), rngs(3))
-    alone = on([f[1:2] for f in features()], rngs(3)[1:2])
+    together = on(features(), named_rngs(3))
+    alone = on([f[1:2] for f in features()], named_rngs(3)[1:2])
     for given, found, row in zip(features(), together, alone, strict=True):
         assert found.shape == given.shape and not torch.equal(found, given) and torch.equal(found[1:2], row)
-    assert all(torch.equal(a, b) for a, b in zip(off(features(), rngs(3)), features(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(off(features(), named_rngs(3)), features(), strict=True))
 
 
 def test_feature_dropout_takes_whole_channels_and_keeps_the_mean() -> None:
-    found = FEATURE_PERTURBATIONS["feature_dropout"]()([torch.ones(2, 400, 2, 2)], rngs(2))[0]
+    found = FEATURE_PERTURBATIONS["feature_dropout"]()([torch.ones(2, 400, 2, 2)], named_rngs(2))[0]
     assert set(found.unique().tolist()) == {0.0, 2.0} and torch.equal(found.amin((2, 3)), found.amax((2, 3)))
     assert float(found.mean()) == pytest.approx(1, abs=0.1)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from phantom import make_phantom
-from scenes import SETTINGS, hard_target, make_scene, same, weights
-from stages import has_gradient, rngs, stage
+from scenes import SETTINGS, hard_target, make_scene, named_rngs, same, weights
+from stages import has_gradient, stage
 
 from segtrain.losses.parts import pseudo_dice_ce
 from segtrain.losses.supervised import EPS
@@ -48,7 +48,7 @@ def test_every_phase_trains_three_classes_in_colour_and_repeats_itself(name: str
 def test_bcp_pastes_labelled_pixels_with_their_own_labels(inside: str, n_unlabelled: int, n_supervised: int) -> None:
     scene = coded_scene(n_unlabelled, n_supervised)
     target = TARGETS["weigh"](factor=0.5)(hard_target(code(scene.clean), 4), scene)
-    mixed, warp = PERTURBATIONS["bcp"](inside=inside)(scene.clean, rngs(n_unlabelled), scene)
+    mixed, warp = PERTURBATIONS["bcp"](inside=inside)(scene.clean, named_rngs(n_unlabelled), scene)
     moved = ChainWarp((warp,)).apply(target)
     assert torch.equal(code(mixed), moved.hard) and torch.equal(moved.prob.argmax(1), moved.hard)
     assert torch.equal(moved.pasted, mixed[:, 0] > 0), "labelled images are positive here, the others negative"
@@ -79,18 +79,18 @@ def test_bcp_weighs_synthetic_pixels_and_ignores_unlabelled_ones() -> None:
     labels[:, 8] = IGNORE
     given = replace(scene.supervised, labels=labels, synthetic=torch.tensor([True, True]))
     scene = replace(scene, supervised=given, w_syn=0.25)
-    mixed, warp = PERTURBATIONS["bcp"](inside="labelled", side=1.0)(scene.clean, rngs(2), scene)
+    mixed, warp = PERTURBATIONS["bcp"](inside="labelled", side=1.0)(scene.clean, named_rngs(2), scene)
     moved = warp.apply(hard_target(code(scene.clean), 4))
     assert moved.pasted.all() and torch.equal(moved.weight, 0.25 * moved.valid.float())
     assert not moved.valid[:, 8].any() and moved.valid[:, :8].all()
 
 
 def test_boxes_of_bcp_lie_anywhere_and_rows_stand_alone() -> None:
-    places = draw_places(rngs(200))
+    places = draw_places(named_rngs(200))
     mask = box_mask(places, (16, 16), 2 / 3, torch.device("cpu"))
     assert (mask.sum((1, 2)) == 100).all()
     assert set(mask.any(2).int().argmax(1).tolist()) == set(range(7)) == set(mask.any(1).int().argmax(1).tolist())
-    assert torch.equal(draw_places(rngs(200)[5:6]), places[5:6])
+    assert torch.equal(draw_places(named_rngs(200)[5:6]), places[5:6])
 
 
 def mix_loss(logits: torch.Tensor, labels: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
@@ -166,7 +166,7 @@ def test_bcp_goes_both_ways_from_a_clean_teacher() -> None:
 
 def test_pasted_pixels_of_another_set_have_no_way_back() -> None:
     scene = coded_scene(2, 2)
-    mixed, warp = PERTURBATIONS["bcp"](inside="labelled")(scene.clean, rngs(2), scene)
+    mixed, warp = PERTURBATIONS["bcp"](inside="labelled")(scene.clean, named_rngs(2), scene)
     known = torch.ones(2, 16, 16, dtype=torch.bool)
     assert torch.equal(warp.known(known), ~warp.pasted)
     back, valid = warp.back(mixed, known)

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from scenes import PAIRS, SETTINGS, hard_target, make_scene, run, same, weights
-from stages import has_gradient, insist, loss_of, rngs, stage
+from scenes import PAIRS, SETTINGS, hard_target, make_scene, named_rngs, run, same, weights
+from stages import has_gradient, insist, loss_of, stage
 from torch import nn
 
 from segtrain.losses import LOSSES
@@ -189,7 +189,7 @@ def test_a_new_student_starts_without_the_old_one_s_moments_and_learns_from_it()
     assert float(logged["loss_unlabelled"]) > 0
     steps = {float(state["step"]) for state in recipe.optimizers["student"].state.values()}
     assert steps == {1.0}
-    moved = max(float((p - q).abs().max()) for p, q in zip(weights(recipe), fresh.parameters(), strict=True))
+    moved = max(float((p - q).detach().abs().max()) for p, q in zip(weights(recipe), fresh.parameters(), strict=True))
     assert moved <= 1.01 * SETTINGS.optim.lr * 1.1, "the first step of AdamW is one learning rate long"
 
 
@@ -214,7 +214,7 @@ def test_noisy_student_goes_on_from_either_side_of_its_border(stop: int) -> None
 def test_turns_are_exact_and_have_a_way_back(quarters: int, flip: bool) -> None:  # noqa: FBT001 - pytest's
     turn, x = TurnSettings(quarters=quarters, flip=flip), torch.arange(32.0).view(2, 4, 4)
     assert torch.equal(turned_back(turned(x, turn), turn), x)
-    images, warp = PERTURBATIONS["turn"](quarters=quarters, flip=flip)(x[:, None], rngs(2), None)
+    images, warp = PERTURBATIONS["turn"](quarters=quarters, flip=flip)(x[:, None], named_rngs(2), None)
     assert torch.equal(warp.move(x, nearest=True), images[:, 0])
     assert torch.equal(warp.back(images, x > 3)[0], x[:, None])
     assert torch.equal(images[:, 0], x) == (not quarters and not flip)
