@@ -18,9 +18,9 @@ from segtrain.targets import SOURCES, TARGETS
 from segtrain.topology import TOPOLOGIES
 from segtrain.views import FEATURE_PERTURBATIONS, PERTURBATIONS
 from synth.core.checks import UserError
-from synth.core.config import Settings, load_config, to_yaml
+from synth.core.config import SHIPPED, Settings, load_config, to_yaml
 
-METHODS = Path(__file__).resolve().parents[1] / "configs" / "methods"
+METHODS = SHIPPED / "configs" / "methods"
 
 
 class Step(Settings):

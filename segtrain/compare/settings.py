@@ -10,7 +10,7 @@ import yaml
 from pydantic import BeforeValidator, Field, JsonValue
 
 from synth.core.checks import UserError
-from synth.core.config import Settings, load_config
+from synth.core.config import Settings, find_config, load_config
 
 
 def _as_part(value: object) -> object:
@@ -103,7 +103,7 @@ def load_settings(config: str | Path | CompareSettings | dict | None, overrides:
     from synth.gates import GateSettings
 
     settings = load_config(CompareSettings, config, overrides)
-    beside = Path(config).parent if isinstance(config, str | Path) else Path()
+    beside = find_config(config).parent if isinstance(config, str | Path) else Path()
     models = {"segment": SegmentSettings, "inpaint": InpaintSettings, "draw": DrawSettings, "gates": GateSettings}
     parts = {name: _spell_out(name, getattr(settings, name), beside=beside, model=m) for name, m in models.items()}
     judge = parts["segment"]["model"]
@@ -134,10 +134,7 @@ def _spell_out(name: str, part: dict[str, JsonValue], *, beside: Path, model: ty
 
 
 def _read(name: str, beside: Path) -> dict[str, JsonValue]:
-    found = next((p for p in (beside / name, Path(name)) if p.is_file()), None)
-    if found is None:
-        raise UserError(name, rule="no such file", repair="give the path of a YAML file, as seen from here or from the "
-                        "comparison's own YAML")
+    found = beside / name if (beside / name).is_file() else find_config(name)
     return yaml.safe_load(found.read_text(encoding="utf-8")) or {}
 
 

@@ -15,6 +15,28 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from synth.core.checks import UserError
 from synth.core.files import write_text
 
+SHIPPED = Path(__file__).resolve().parents[2]
+"""The folder that holds configs/: the checkout's root, or where a wheel put its files."""
+
+
+def find_config(path: str | Path) -> Path:
+    """Returns the YAML file `path`: as seen from here or, for configs/..., the one that Pairsmith itself ships.
+
+    A file of the user's own goes first, so a copy that was edited is the one that is read.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    asked = Path(path)
+    if asked.is_file():
+        return asked
+    shipped = SHIPPED / asked
+    if not asked.is_absolute() and asked.parts[:1] == ("configs",) and shipped.is_file():
+        return shipped
+    presets = ", ".join(p.relative_to(SHIPPED).as_posix() for folder in ("configs", "configs/tiny")
+                        for p in sorted((SHIPPED / folder).glob("*.yaml")))
+    raise UserError(str(path), rule="no such file", repair=f"give the path of a YAML file, or one of {presets}")
+
 
 class Settings(BaseModel):
     """A group of settings: frozen, and strict about its keys."""
@@ -69,7 +91,7 @@ def load_config(model: type[S], source: str | Path | S | dict | None = None, ove
     elif isinstance(source, dict) or source is None:
         tree, where = copy.deepcopy(source or {}), "settings"  # overrides must not reach the caller's own dict
     else:
-        tree, where = _read_yaml(Path(source)), str(source)
+        tree, where = _read_yaml(find_config(source)), str(source)
     for override in overrides:
         _merge(tree, override)
     try:
@@ -79,8 +101,6 @@ def load_config(model: type[S], source: str | Path | S | dict | None = None, ove
 
 
 def _read_yaml(path: Path) -> dict:
-    if not path.is_file():
-        raise UserError(str(path), rule="no such file", repair="give the path of a YAML file")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:

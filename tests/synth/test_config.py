@@ -1,0 +1,28 @@
+"""Where settings are read from: the user's own file first, then the one of that name that Pairsmith ships."""
+
+import pytest
+
+from synth.core.checks import UserError
+from synth.core.config import SHIPPED, find_config, load_config
+from synth.diffusion.settings import InpaintSettings
+
+
+def test_a_shipped_preset_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("configs/tiny/inpaint.yaml") == SHIPPED / "configs" / "tiny" / "inpaint.yaml"
+    assert load_config(InpaintSettings, "configs/tiny/inpaint.yaml").size == 64
+
+
+def test_a_file_of_ones_own_goes_first(tmp_path, monkeypatch):
+    own = tmp_path / "configs" / "tiny"
+    own.mkdir(parents=True)
+    (own / "inpaint.yaml").write_text("size: 32\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(InpaintSettings, "configs/tiny/inpaint.yaml").size == 32
+
+
+@pytest.mark.parametrize("path", ["configs/none.yaml", "tiny/inpaint.yaml", "/configs/inpaint.yaml"])
+def test_what_is_nowhere_names_the_presets(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no such file.*configs/tiny/inpaint\.yaml"):
+        find_config(path)
