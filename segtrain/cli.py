@@ -22,16 +22,21 @@ DRY_RUN = typer.Option(False, "--dry-run", help="print the resolved settings and
 
 @app.command()
 def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
-    """Train a segmenter: segtrain fit CONFIG data.labelled=DIR [data.unlabelled=DIR] [data.synthetic=DIR] out=DIR."""
+    """Train a segmenter: segtrain fit CONFIG data.labelled=DIR [data.unlabelled=DIR] [data.synthetic=DIR] out=DIR.
+
+    prior=DIR is a frequency prior for what draws images towards one; without it, that is fitted on the labelled pairs.
+    """
+    from segtrain.priors import with_use
     from segtrain.train import fit as run_fit
     from segtrain.train import make_plan
     from synth.core.config import to_yaml
     from synth.formats import load_images, load_pairs
 
     out, rest = take(overrides, "out")
+    prior, rest = take(rest, "prior")
     plan = make_plan(config, rest)
     if dry_run:
-        typer.echo(f"{to_yaml(plan.settings)}# method\n{to_yaml(plan.method)}", nl=False)
+        typer.echo(f"{to_yaml(with_use(plan.settings, plan.method, prior))}# method\n{to_yaml(plan.method)}", nl=False)
         return
     data = plan.settings.data
     out = required(out, "out", "runs/segment")
@@ -39,7 +44,7 @@ def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool =
     labelled = load_pairs(folder, mask_map=data.mask_map, channels=data.channels)
     like, channels = labelled.info, labelled.info.channels
     segmenter = run_fit(plan.settings, labelled, out=out, held_out=data.held_out,
-                    stored=data.stored or None, observers=data.observers,
+                    stored=data.stored or None, observers=data.observers, prior=prior,
                     synthetic=load_pairs(data.synthetic, channels=channels, like=like) if data.synthetic else None,
                     unlabelled=load_images(data.unlabelled, channels=channels, like=like) if data.unlabelled else None)
     say(f"{out}: {segmenter.result.counts} in {segmenter.result.seconds:.0f} s, model {segmenter.content_hash()}")

@@ -169,6 +169,10 @@ class Method(Settings):
             return True
         return any(what in getattr(registry[step.name], "needs", ()) for registry, step in self._steps())
 
+    def perturbations(self) -> tuple[Step, ...]:
+        """Returns every perturbation of images that its views name."""
+        return tuple(step for phase in self.plan() for view in phase.views for step in view.perturb)
+
     def _steps(self) -> list[tuple[Mapping[str, type[Settings]], Step]]:
         steps = [(LABELS, self.labels), (SUPERVISED, self.supervised_loss)]
         for phase in self.plan():

@@ -28,6 +28,7 @@ from segtrain.views import FEATURE_PERTURBATIONS, PERTURBATIONS
 from synth.core.loop import Batch, Recipe, poly
 from synth.core.pairs import DataInfo
 from synth.core.rng import derive_seed
+from synth.spectral import FrequencyPrior
 
 log = logging.getLogger(__name__)
 PATIENCE = 500
@@ -109,10 +110,10 @@ class SegmentRecipe(Recipe):
     """
 
     def __init__(self, settings: SegmentSettings, method: Method, *, info: DataInfo, has_synthetic: bool,
-                 fingerprint: Fingerprint | None = None) -> None:
+                 fingerprint: Fingerprint | None = None, prior: FrequencyPrior | None = None) -> None:
         super().__init__()
         assert (fingerprint is None) == (settings.normalise == "range"), "the fingerprint is what the settings ask for"
-        self.fingerprint = fingerprint
+        self.fingerprint, self.prior = fingerprint, prior
         self.settings, self.method, self.info, self.has_synthetic = settings, method, info, has_synthetic
         self.form = member(TOPOLOGIES, method.topology, "topology")
         with torch.random.fork_rng(devices=[]):
@@ -224,7 +225,7 @@ class SegmentRecipe(Recipe):
                            observers=batch.get("observers"))
         heads = {name: self.nets[f"head_{name}"] for name in self.heads}
         scene = Scene(self.n_steps, progress, self.settings.loop.steps, self.info.n_classes, self.topology, heads,
-                      self.memory, batch, given, w_syn=self.settings.w_syn)
+                      self.memory, batch, given, w_syn=self.settings.w_syn, prior=self.prior)
         scene.augment(self.settings.augment)
         scene.supervised = self.labels(scene)
         if "unlabelled" in batch and (terms or any(view.of == "unlabelled" for view in views)):

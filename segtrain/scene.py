@@ -13,11 +13,13 @@ from segtrain.models import Features, Seen
 from segtrain.settings import AugmentSettings, GeometrySettings
 from segtrain.targets.target import Target, from_labels
 from segtrain.topology import Topology
+from segtrain.transforms.spectral import Beside
 from segtrain.transforms.warps import Stay, Warp
 from segtrain.views.weak import augment_pairs, weak
 from synth.core.checks import UserError
 from synth.core.loop import Batch
 from synth.core.rng import sample_rng
+from synth.spectral import FrequencyPrior
 
 if TYPE_CHECKING:
     from segtrain.transforms.bands import Band
@@ -73,6 +75,7 @@ class Scene:
         inputs: further forms of the same images, moved alike, by name.
         seen: what each branch saw of the supervised images. shown: the views.
         stats: scalars to log. w_syn: weight of a synthetic image beside a labelled one's 1.
+        prior: frequency prior of the run, or None.
     """
 
     step: int
@@ -92,6 +95,7 @@ class Scene:
     shown: list[Shown] = field(default_factory=list)
     stats: dict[str, torch.Tensor] = field(default_factory=dict)
     w_syn: float = 1.0
+    prior: FrequencyPrior | None = None
     _said: dict[str, Seen] = field(default_factory=dict)
     _made: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
@@ -101,7 +105,12 @@ class Scene:
         labels = given.labels if others is None else torch.cat([given.labels[:, None], others], dim=1)
         images, labels = augment_pairs(given.images, labels, self.supervised_rngs("pair"), settings)
         labels, others = (labels, None) if others is None else (labels[:, 0], labels[:, 1:])
+        images = settings.spectrum.of(images, self.supervised_rngs, self.beside())
         self.supervised = replace(given, images=images, labels=labels, observers=others)
+
+    def beside(self) -> Beside:
+        """Returns what changes of amplitudes may look at: the prior, and the step's images as they were read."""
+        return Beside(self.prior, self.batch["images"], self.batch.get("unlabelled"))
 
     def show_clean(self, geometry: GeometrySettings) -> None:
         """Moves the unlabelled images, and every further form of them, by their weak view."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from segtrain.transforms.spectral import SpectrumSettings
 from synth.core.config import Settings
 from synth.core.loop import LoopSettings
 
@@ -106,6 +107,7 @@ class AugmentSettings(Settings):
 
     geometry: GeometrySettings = GeometrySettings()
     intensity: IntensitySettings = IntensitySettings()
+    spectrum: SpectrumSettings = SpectrumSettings()
 
 
 class ModelSettings(Settings):
@@ -194,5 +196,7 @@ class SegmentSettings(Settings):
     def identity(self, *, synthetic: bool, unlabelled: bool) -> dict[str, JsonValue]:
         """Returns all that a run on such sets depends on, but for the sets and the method: an arm without synthetic
         pairs is the same run whatever their share would be."""
-        unread = {"data", "method"} | (set() if synthetic else {"synthetic_share", "w_syn"})
-        return self.model_dump(mode="json", exclude=unread | (set() if unlabelled else {"unlabelled_batch_size"}))
+        unread = ["data", "method", *([] if synthetic else ["synthetic_share", "w_syn"]),
+                  *([] if unlabelled else ["unlabelled_batch_size"])]
+        still = {"augment": {"spectrum"}} if self.augment.spectrum.is_still else {}  # runs without are as they were
+        return self.model_dump(mode="json", exclude={**dict.fromkeys(unread, True), **still})

@@ -11,6 +11,8 @@ from accelerate.utils import parse_flag_from_env
 
 from segtrain.method import Method, load_method
 from segtrain.models.weights import identify
+from segtrain.priors import FOLDER as PRIOR
+from segtrain.priors import find_prior, with_use
 from segtrain.recipe import SegmentRecipe
 from segtrain.segmenter import Segmenter, SegmenterConfig
 from segtrain.settings import SegmentSettings
@@ -23,6 +25,7 @@ from synth.core.config import load_config, save_config
 from synth.core.files import claim_folder
 from synth.core.loop import train
 from synth.core.pairs import ImageSet, PairSet
+from synth.spectral import FrequencyPrior
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
     held_out: Collection[str] = (),
     stored: str | Path | None = None,
     observers: Sequence[str | Path] = (),
+    prior: FrequencyPrior | str | Path | None = None,
 ) -> Segmenter:
     """Returns the segmenter trained on labelled (+ synthetic, + unlabelled) images; its run is written to `out`.
 
@@ -69,21 +73,28 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
         overrides: "key=value" texts. held_out: groups of validation and test cases.
         stored: folder of pseudo-labels of the unlabelled images, masks/ID.png and perhaps confidence/ID.png.
         observers: folders of further annotators' masks/ID.png of the labelled images.
+        prior: a frequency prior or its folder, for whatever draws images towards one; if nothing does, it augments the
+            labelled images (augment.spectrum.frequency). Where one is needed and None is given, it is fitted on the
+            labelled training pairs. It is saved as `out`/prior.
 
     Raises:
         UserError: if something stems from a held-out group, if the sets do not go together or do not suit the method,
             or if `out` holds another run.
     """
     plan = make_plan(config, overrides, method=method)
+    plan = Plan(with_use(plan.settings, plan.method, prior), plan.method)
     _check_sets(plan, labelled, synthetic=synthetic, unlabelled=unlabelled, held_out=held_out)
     extras = make_extras(plan.method, stored=stored, observers=observers)
     streams = Streams.read(plan.settings, labelled, synthetic=synthetic, unlabelled=unlabelled, extras=extras)
     fingerprint = measure(streams.labelled) if plan.settings.normalise == "fingerprint" else None
+    teaching = frozenset(streams.labelled.ids)
+    pairs = labelled.select([i for i, name in enumerate(labelled.ids) if name in teaching])
+    prior = find_prior(plan.settings, plan.method, pairs, given=prior, held_out=held_out)
     recipe = SegmentRecipe(plan.settings, plan.method, info=labelled.info, has_synthetic=synthetic is not None,
-                           fingerprint=fingerprint)
+                           fingerprint=fingerprint, prior=prior)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     _check_ranks(plan.settings, state.num_processes, unlabelled)
-    out = _claim(Path(out), plan, streams, state)
+    out = _claim(Path(out), plan, streams, state, prior)
     if (out / "done.json").exists() and (out / "model" / "model.safetensors").exists():
         return Segmenter.load(out)
     with Ahead(streams.batches, plan.settings.loop.steps) as batches:
@@ -103,7 +114,11 @@ def _check_sets(plan: Plan, labelled: PairSet, *, synthetic: PairSet | None, unl
     if plan.method.needs("unlabelled") and unlabelled is None:
         raise UserError(f"method {plan.method.name}", rule="it learns from unlabelled images and got none",
                         repair="pass unlabelled=, or take method=supervised")
-    if unlabelled is not None and not plan.method.needs("unlabelled"):
+    lends = plan.settings.augment.spectrum.needs_unlabelled
+    if lends and unlabelled is None:
+        raise UserError("augment.spectrum", rule="it takes amplitudes from unlabelled images, and there are none",
+                        repair="pass unlabelled=, or write partner: labelled")
+    if unlabelled is not None and not plan.method.needs("unlabelled") and not lends:
         raise UserError(f"method {plan.method.name}", rule="it does not use the unlabelled images it was given",
                         repair="leave them out, or take method=fixmatch_ema")
 
@@ -134,18 +149,21 @@ def _check_ranks(settings: SegmentSettings, n_ranks: int, unlabelled: ImageSet |
         check_ranks(settings.unlabelled_batch_size, n_ranks, "unlabelled_batch_size")
 
 
-def _claim(out: Path, plan: Plan, streams: Streams, state: PartialState) -> Path:
+def _claim(out: Path, plan: Plan, streams: Streams, state: PartialState, prior: FrequencyPrior | None) -> Path:
     # Paths are left out: a run is known by its data's content, wherever that lies.
     settings = plan.settings.model_copy(update={"model": identify(plan.settings.model),
                                                 "second": plan.settings.second and identify(plan.settings.second)})
     read = settings.identity(synthetic=streams.synthetic is not None, unlabelled=streams.unlabelled is not None)
     identity = {**read, "method": plan.method.model_dump(mode="json"), **streams.fingerprints()}
+    identity |= {} if prior is None else {"prior": prior.content_hash()}
     error: UserError | None = None
     if state.is_main_process:
         try:
             claim_folder(out, kind="segment", identity=identity)
             save_config(plan.settings, out / "config.yaml")
             save_config(plan.method, out / "method.yaml")
+            if prior is not None:
+                prior.save_pretrained(out / PRIOR)
         except UserError as found:
             error = found
     state.wait_for_everyone()  # also after an error, which the other processes then meet themselves

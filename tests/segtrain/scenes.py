@@ -12,6 +12,7 @@ from phantom import make_phantom
 
 from segtrain.method import Method, load_method
 from segtrain.models import build_model
+from segtrain.priors import find_prior
 from segtrain.recipe import SegmentRecipe
 from segtrain.scene import Scene, Supervised
 from segtrain.settings import AugmentSettings, ModelSettings, SegmentSettings
@@ -26,6 +27,7 @@ from synth.core.loop import LoopSettings
 from synth.core.pairs import DataInfo, PairSet, memory_set
 from synth.core.rng import sample_rng
 from synth.formats import write_folder
+from synth.spectral import FrequencyPrior
 
 SETTINGS = SegmentSettings(size=32, batch_size=4, unlabelled_batch_size=4, loop=LoopSettings(steps=6),
                            model=ModelSettings(name="tiny", channels=(8, 16)))
@@ -56,7 +58,8 @@ def run(method: Method | str, n_steps: int = 3, *, unlabelled: bool = True, sett
         ) -> tuple[SegmentRecipe, list[dict[str, torch.Tensor]]]:
     """Returns the recipe after some steps on the phantom, and what each step logged."""
     method = load_method(method)
-    recipe = SegmentRecipe(settings, method, info=PAIRS.info, has_synthetic=False)
+    recipe = SegmentRecipe(settings, method, info=PAIRS.info, has_synthetic=False,
+                           prior=find_prior(settings, method, PAIRS))
     streams = Streams.read(settings, PAIRS, unlabelled=PAIRS if unlabelled else None, extras=extras_of(method))
     steps = settings.loop.steps
     return recipe, [recipe.step(streams.batches(i, 0, 1), i / steps) for i in range(n_steps)]
@@ -83,9 +86,15 @@ def make_scene(n: int = 3, *, size: int = 16, channels: int = 1, n_classes: int 
     given = Supervised(images[:n], labels[:n], torch.zeros(n, dtype=torch.bool), torch.arange(n), tuple(range(n)))
     batch = {"images": images[:n], "labels": labels[:n], "unlabelled": images[n:],
              "unlabelled_seeds": torch.arange(n) + 100, "unlabelled_rows": torch.arange(n)}
-    scene = Scene(0, 0.0, 10, n_classes, topology, {}, {}, batch, given)
+    scene = Scene(0, 0.0, 10, n_classes, topology, {}, {}, batch, given, prior=prior_at(size))
     scene.show_clean(AugmentSettings().geometry)
     return scene
+
+
+@lru_cache(maxsize=4)
+def prior_at(size: int) -> FrequencyPrior:
+    """Returns the frequency prior of phantoms at a size, for images of any number of channels."""
+    return FrequencyPrior.fit(make_phantom(3, size=size), size=size, channels="grey")
 
 
 def hard_target(labels: torch.Tensor, n_classes: int = 2) -> Target:

@@ -8,6 +8,7 @@ from torch import nn
 
 from segtrain.method import load_method
 from segtrain.models import SegNet
+from segtrain.priors import find_prior
 from segtrain.recipe import SegmentRecipe
 from segtrain.scene import Scene
 from segtrain.streams import Streams
@@ -17,7 +18,8 @@ def stage(name: str, progress: float = 0.0, *, n_trained: int = 0) -> tuple[Segm
     """Returns a recipe and a step's scene at `progress`, its views shown and looked at, nothing updated."""
     method = load_method(name)
     recipe = run(method, n_trained)[0] if n_trained else SegmentRecipe(SETTINGS, method, info=PAIRS.info,
-                                                                       has_synthetic=False)
+                                                                       has_synthetic=False,
+                                                                       prior=find_prior(SETTINGS, method, PAIRS))
     batch = Streams.read(SETTINGS, PAIRS, unlabelled=PAIRS).batches(0, 0, 1)
     phase = next(phase for phase in recipe.phases if progress < phase.until)
     scene = recipe._scene(batch, phase.progress(progress), phase.views, [])
