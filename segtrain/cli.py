@@ -52,7 +52,11 @@ def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool =
 
 @app.command()
 def predict(model: Path = typer.Argument(..., help="out folder of segtrain fit"),
-            overrides: list[str] = typer.Argument(None, metavar="images=DIR out=DIR"), dry_run: bool = DRY_RUN) -> None:
+            overrides: list[str] = typer.Argument(None, metavar="images=DIR out=DIR"),
+            align: str = typer.Option("", metavar="DIR", help="prior of the training images, kind=whole: bring all "
+                                      "images to its mean spectrum first; off by default"),
+            strength: float = typer.Option(1.0, min=0, max=1, help="how far --align goes"),
+            dry_run: bool = DRY_RUN) -> None:
     """Write a mask for every image of a folder: segtrain predict MODEL images=DIR out=DIR."""
     from segtrain.segmenter import predict as run_predict
 
@@ -61,9 +65,9 @@ def predict(model: Path = typer.Argument(..., help="out folder of segtrain fit")
     images, out = required(images, "images", "data/unlabelled"), required(out, "out", "masks")
     refuse(rest, "images= and out=")
     if dry_run:
-        typer.echo(f"model: {model}\nimages: {images}\nout: {out}")
+        typer.echo(f"model: {model}\nimages: {images}\nout: {out}\nalign: {align or 'no'}\nstrength: {strength}")
         return
-    say(f"{out}: {len(run_predict(model, images, out=out))} masks")
+    say(f"{out}: {len(run_predict(model, images, out=out, align=align or None, strength=strength))} masks")
 
 
 @app.command()

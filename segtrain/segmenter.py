@@ -22,6 +22,7 @@ from synth.core.files import claim_folder, hash_json, replace_file, write_json
 from synth.core.loop import TrainResult
 from synth.core.pairs import DataInfo, ImageSet, Pair
 from synth.core.space import pixels_to_unit, resize_image, to_channels
+from synth.spectral import Alignment, AlignSettings, FrequencyPrior, align_images, fit_alignment
 
 CHUNK = 32
 
@@ -87,19 +88,21 @@ class Segmenter:
         return Segmenter(self.net, config, self.result)
 
     @torch.no_grad()
-    def predict(self, images: torch.Tensor) -> torch.Tensor:
+    def predict(self, images: torch.Tensor, *, align: Alignment | None = None) -> torch.Tensor:
         """Returns class probabilities (B, K, H, W) of unit images (B, C, H, W), on the device of `images`.
 
         Images of another size than `size` are resized there, and their probabilities back, bilinear; one of tiles
-        looks at them as they are, tile by tile.
+        looks at them as they are, tile by tile. `align` is a filter that they go through first, at the size they come
+        in (`fit_alignment`).
 
         Raises:
-            UserError: if the number of channels is not the trained one.
+            UserError: if the number of channels is not the trained one, or the filter is for other images.
         """
         if images.ndim != 4 or images.shape[1] != self.info.channels:
             raise UserError(f"images {tuple(images.shape)}", rule=f"this segmenter reads unit images "
                             f"(B, {self.info.channels}, H, W)", repair="convert them to grey or RGB")
         device = next(self.net.parameters()).device
+        images = images if align is None else align_images(images, align)
         if self.config.tiles:
             found = predict_tiles(self._probabilities, images.to(device), side=self.size, chunk=CHUNK)
             return found.to(images.device)
@@ -115,9 +118,29 @@ class Segmenter:
         prob = torch.stack([view.float().softmax(dim=1) for view in views]).mean(dim=0)
         return prob if native == size else F.interpolate(prob, native, mode="bilinear", align_corners=False)
 
-    def predict_labels(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns the most probable class (B, H, W), int64, of unit images (B, C, H, W)."""
-        return self.predict(images).argmax(dim=1)
+    def predict_labels(self, images: torch.Tensor, *, align: Alignment | None = None) -> torch.Tensor:
+        """Returns the most probable class (B, H, W), int64, of unit images (B, C, H, W), aligned as in `predict`."""
+        return self.predict(images, align=align).argmax(dim=1)
+
+    def fit_alignment(self, images: ImageSet, prior: FrequencyPrior | str | Path, *,
+                      strength: float = 1.0) -> Alignment:
+        """Returns the filter that brings a new centre's `images`, read one by one, to the mean spectrum `prior`.
+
+        `prior` is that of the training images, of kind "whole" at this segmenter's size, or its folder. What this
+        assumes is said in `synth.spectral.fit_alignment`; the new images' masks, if any, are not looked at.
+
+        Raises:
+            UserError: if the prior is of another kind or size, or the images have other channels.
+        """
+        training = prior if isinstance(prior, FrequencyPrior) else FrequencyPrior.from_pretrained(prior)
+        size, settings = None if self.config.tiles else self.size, load_config(AlignSettings, {"strength": strength})
+        if training.settings.kind != "whole" or training.settings.size != size:
+            raise UserError(f"a prior of kind {training.settings.kind} at size {training.settings.size}",
+                            rule="this segmenter's images are aligned by the spectra of whole images of size "
+                            f"{size}", repair=f"FrequencyPrior.fit(training images, kind='whole', size={size})")
+        like_training = ImageSet(images.items, self.info, where=images.where)  # grey values mean what they did there
+        own = FrequencyPrior.fit(like_training, **training.settings.model_dump())
+        return fit_alignment(training, own, settings)
 
     def content_hash(self) -> str:
         """Returns 16 hexadecimal digits that identify the weights and their configuration."""
@@ -159,13 +182,21 @@ def load_segmenter(folder: str | Path) -> Segmenter:
     return Segmenter.load(folder)
 
 
-def predict(model_folder: str | Path, images: ImageSet | str | Path, *, out: str | Path) -> list[Path]:
+def predict(model_folder: str | Path, images: ImageSet | str | Path, *, out: str | Path,
+            align: FrequencyPrior | str | Path | None = None, strength: float = 1.0) -> list[Path]:
     """Returns the paths of single-channel PNG masks `out`/ID.png, one per image, at the image's own size.
 
     Probabilities are resized, bilinear, before the most probable class is taken. Each file is whole or absent.
 
+    Args:
+        align: prior of the training images, of kind "whole", or its folder: all images are first brought to its mean
+            spectrum by one filter, fitted on these very images without labels (`Segmenter.fit_alignment`). That assumes
+            that they show what the training images showed, taken otherwise. None = as they are.
+        strength: how far, in [0, 1].
+
     Raises:
-        UserError: if the model or the images cannot be read, or `out` holds something else.
+        UserError: if the model, the images or the prior cannot be read or do not go together, or `out` holds something
+            else.
     """
     segmenter = Segmenter.load(model_folder)
     if not isinstance(images, ImageSet):
@@ -173,27 +204,32 @@ def predict(model_folder: str | Path, images: ImageSet | str | Path, *, out: str
 
         images = load_images(images, channels=segmenter.info.channels, like=segmenter.info)
     identity = {"model": segmenter.content_hash(), "images": list(images.ids)}
+    alignment = None
+    if align is not None:
+        align = align if isinstance(align, FrequencyPrior) else FrequencyPrior.from_pretrained(align)
+        alignment = segmenter.fit_alignment(images, align, strength=strength)
+        identity |= {"align": align.content_hash(), "strength": strength}
     out = claim_folder(Path(out), kind="predict", identity=identity)
-    return [_write_mask(segmenter, pair, out) for pair in images]
+    return [_write_mask(segmenter, pair, out, alignment) for pair in images]
 
 
-def _write_mask(segmenter: Segmenter, pair: Pair, out: Path) -> Path:
+def _write_mask(segmenter: Segmenter, pair: Pair, out: Path, alignment: Alignment | None) -> Path:
     from synth.formats import encode_png
 
     path = out / f"{pair.id}.png"
     if not path.resolve().is_relative_to(out.resolve()):
         raise UserError(pair.id, rule="this id leads out of the output folder", repair="rename the image")
-    labels = predict_pair(segmenter, pair)
+    labels = predict_pair(segmenter, pair, align=alignment)
     replace_file(path, lambda p: p.write_bytes(encode_png(labels.numpy())))
     return path
 
 
-def predict_pair(segmenter: Segmenter, pair: Pair) -> torch.Tensor:
-    """Returns the labels (H, W), uint8, of one image at its own size."""
+def predict_pair(segmenter: Segmenter, pair: Pair, *, align: Alignment | None = None) -> torch.Tensor:
+    """Returns the labels (H, W), uint8, of one image at its own size, aligned as in `Segmenter.predict`."""
     pixels = to_channels(pair.image)
     native = pixels.shape[-2:]
     seen = pixels if segmenter.config.tiles else resize_image(pixels, segmenter.size)
-    prob = segmenter.predict(pixels_to_unit(seen[None], segmenter.info.intensity_range))
+    prob = segmenter.predict(pixels_to_unit(seen[None], segmenter.info.intensity_range), align=align)
     if prob.shape[-2:] != native:
         prob = F.interpolate(prob, native, mode="bilinear", align_corners=False)
     return prob.argmax(dim=1)[0].to(torch.uint8)

@@ -1,5 +1,6 @@
 """The frequency prior of a set of images, and operations on the amplitudes of images. Masks are seen in fit alone."""
 
+from synth.spectral.align import Alignment, AlignSettings, align_images, fit_alignment
 from synth.spectral.bands import haar_low, low_pass, split_bands
 from synth.spectral.borders import Border, field_of_view
 from synth.spectral.distance import Distance
@@ -12,6 +13,7 @@ from synth.spectral.swap import MixSettings, Swap, SwapSettings, draw_mix, draw_
 from synth.spectral.transform import Spectrum, open_spectrum
 
 __all__ = [
+    "AlignSettings", "Alignment", "align_images", "fit_alignment",
     "BandGains", "BandSettings", "Border", "Distance", "FrequencyPrior", "KspaceNoise", "KspaceSettings", "Match",
     "MatchSettings", "MixSettings", "PriorSettings", "Spectrum", "Swap", "SwapSettings", "draw_band_gains",
     "draw_kspace_noise", "draw_match", "draw_mix", "draw_swap", "field_of_view", "haar_low", "kspace_noise",
