@@ -29,6 +29,7 @@ from synth.core.pairs import ImageSet, PairSet
 from synth.core.rng import derive_seed
 from synth.core.space import pixels_to_unit
 from synth.formats import read_shards
+from synth.spectral import FrequencyPrior
 
 if TYPE_CHECKING:
     from segtrain.segmenter import Segmenter
@@ -126,8 +127,10 @@ class Bench:
 
     def referee_folder(self, draw: LabelDraw) -> Path:
         """Returns where the referee of a label draw lies."""
+        prior = self._prior("supervised")
         return self._folder("referee", [self.settings.segment, self.settings.referee, self.settings.size,
-                                        self._referee_seed(draw), self._labelled_print(draw)])
+                                        self._referee_seed(draw), self._labelled_print(draw),
+                                        *([] if prior is None else [prior.content_hash()])])
 
     def referee(self, draw: LabelDraw) -> Segmenter:
         """Returns the judge's second opinion: another architecture, trained as long on the same real pairs."""
@@ -135,6 +138,7 @@ class Bench:
 
         return fit({**self.settings.segment, "model": self.settings.referee}, self.parts.labelled_of(draw),
                    method="supervised", out=self.referee_folder(draw), held_out=self._held_out,
+                   prior=self._prior("supervised"),
                    overrides=(f"size={self.settings.size}", f"loop.seed={self._referee_seed(draw)}"))
 
     def referee_seconds(self) -> float:
@@ -176,6 +180,17 @@ class Bench:
     def _seed(self, job: Job) -> int:
         return derive_seed(self.settings.split.seed, "training", job.draw.index, job.seed) % 2**31
 
+    def _prior(self, method: str) -> FrequencyPrior | None:
+        # The one that the settings name, for runs that use one; the others are the same runs whatever it is.
+        from segtrain.method import load_method
+        from segtrain.priors import wanted_prior
+        from segtrain.settings import SegmentSettings
+
+        folder, settings = self.settings.data.prior, SegmentSettings(**self.settings.segment)
+        if folder is None or wanted_prior(settings, load_method(method)) is None:
+            return None
+        return FrequencyPrior.from_pretrained(folder)
+
     def _method(self, arm: Arm) -> str:
         return arm.method or (self.settings.method if arm.unlabelled else "supervised")
 
@@ -187,8 +202,9 @@ class Bench:
         made = self.made(job.arm.synthetic, job.draw) if job.arm.synthetic else None
         read = SegmentSettings(**self.settings.segment).identity(synthetic=bool(made and made.kept),
                                                                  unlabelled=job.arm.unlabelled)
+        prior = self._prior(self._method(job.arm))
         return self._folder("segment", [
-            read, self.settings.size, method_text(self._method(job.arm)), self._seed(job),
+            *([] if prior is None else [prior.content_hash()]), read, self.settings.size, method_text(self._method(job.arm)), self._seed(job),
             self._labelled_print(job.draw), made.folder if made and made.kept else None,
             self._unlabelled_print(job.draw) if job.arm.unlabelled else None])
 
@@ -200,7 +216,7 @@ class Bench:
         return fit(
             self.settings.segment, self.parts.labelled_of(job.draw), synthetic=self.kept(made) if made else None,
             unlabelled=self.parts.unlabelled_of(job.draw) if job.arm.unlabelled else None, method=self._method(job.arm),
-            out=self.segmenter_folder(job), held_out=self._held_out,
+            out=self.segmenter_folder(job), held_out=self._held_out, prior=self._prior(self._method(job.arm)),
             overrides=(f"size={self.settings.size}", f"loop.seed={self._seed(job)}"))
 
     def scores_file(self, job: Job) -> Path:

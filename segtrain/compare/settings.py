@@ -22,7 +22,11 @@ Part = Annotated[dict[str, JsonValue], BeforeValidator(_as_part)]
 
 
 class CompareData(Settings):
-    """Where the images are: one labelled set (`root`), which is then split by group, or up to three folders."""
+    """Where the images are: one labelled set (`root`), which is then split by group, or up to three folders.
+
+    `prior` is the folder of a frequency prior for the runs that use one; null = each fits its own on its labelled pairs.
+    It must not have seen a test group.
+    """
 
     root: str | None = None
     labelled: str | None = None
@@ -30,6 +34,7 @@ class CompareData(Settings):
     test: str | None = None
     mask_map: str | None = None
     channels: int | None = None
+    prior: str | None = None
 
 
 class SplitSettings(Settings):
