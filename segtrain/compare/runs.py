@@ -204,9 +204,10 @@ class Bench:
                                                                  unlabelled=job.arm.unlabelled)
         prior = self._prior(self._method(job.arm))
         return self._folder("segment", [
-            *([] if prior is None else [prior.content_hash()]), read, self.settings.size, method_text(self._method(job.arm)), self._seed(job),
+            read, self.settings.size, method_text(self._method(job.arm)), self._seed(job),
             self._labelled_print(job.draw), made.folder if made and made.kept else None,
-            self._unlabelled_print(job.draw) if job.arm.unlabelled else None])
+            self._unlabelled_print(job.draw) if job.arm.unlabelled else None,
+            *([] if prior is None else [prior.content_hash()])])
 
     def segmenter(self, job: Job) -> Segmenter:
         """Returns the segmenter of one run, trained or resumed if need be. Test groups are barred by name."""

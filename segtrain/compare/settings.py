@@ -24,8 +24,8 @@ Part = Annotated[dict[str, JsonValue], BeforeValidator(_as_part)]
 class CompareData(Settings):
     """Where the images are: one labelled set (`root`), which is then split by group, or up to three folders.
 
-    `prior` is the folder of a frequency prior for the runs that use one; null = each fits its own on its labelled pairs.
-    It must not have seen a test group.
+    `prior` is the folder of a frequency prior for the runs that use one, of no test group; null = each fits its own on
+    its labelled pairs.
     """
 
     root: str | None = None
