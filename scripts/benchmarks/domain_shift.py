@@ -240,23 +240,23 @@ def known(names: Sequence[str], among: Sequence[str], what: str) -> None:
 def main() -> None:
     """Trains every arm on every shift and writes the rows."""
     arguments = parser(__doc__)
-    arguments.add_argument("--draws", type=int, default=None, help="label draws; default 5, quick 2")
+    arguments.add_argument("--draws", type=int, default=None, help="label draws; default 5, quick 1")
     arguments.add_argument("--labels", type=int, default=20, help="labelled images of each; default 20")
-    arguments.add_argument("--max-test", type=int, default=None, help="test images at most; default all, quick 16")
+    arguments.add_argument("--max-test", type=int, default=None, help="test images at most; default all, quick 8")
     arguments.add_argument("--arms", type=comma(str), default=list(ARMS), help=f"default {','.join(ARMS)}")
     arguments.add_argument("--shifts", type=comma(str), default=list(SHIFTS), help=f"default {','.join(SHIFTS)}")
     args = begin(arguments)
     known(args.arms, list(ARMS), "arms"), known(args.shifts, list(SHIFTS), "shifts")
     if len(args.data) != 1:
         raise UserError("--data", rule="one folder that holds the data sets of all shifts", repair="--data DIR")
-    quick = ["segment.loop.steps=20"] if args.quick else []
+    quick = ["segment.loop.steps=8"] if args.quick else []
     compared = load_settings(CONFIG, [*quick, *args.overrides])
     settings, judging = SegmentSettings(**compared.segment), Judging(compared.test_seed, compared.resamples)
-    n_draws, rows = args.draws or (2 if args.quick else 5), []
+    n_draws, rows = args.draws or (1 if args.quick else 5), []
     for name in args.shifts:
         shift = SHIFTS[name]
         part = read_part(args.data[0], shift, size=64 if args.quick else shift.size, seed=compared.split.seed,
-                         cap=args.max_test or (16 if args.quick else None))
+                         cap=args.max_test or (8 if args.quick else None))
         bench, runs = Runs(part, settings, args, seed=compared.split.seed), {}
         for draw in range(n_draws):
             for arm in args.arms:
