@@ -32,6 +32,8 @@ from synth.spectral import (
 from synth.spectral.settings import DEFAULT_BANDS, Kind
 
 Rngs = Sequence[torch.Generator]
+SHORT = 0.8
+"""A control that comes less far than this share of the squared distance has fallen short: 1 dB."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class AsFarSettings(Settings):
 
     Attributes:
         like: the change whose distance is kept, image by image. shape: as in `BandSettings`; "either" blurs one half of
-            the images and sharpens the other.
+            the images and sharpens the other, and what is too smooth for a blur to take it far enough as well.
     """
 
     like: FrequencySettings = FrequencySettings()
@@ -93,12 +95,14 @@ class AsFarSettings(Settings):
     def of(self, images: torch.Tensor, rngs: Rngs, beside: Beside) -> torch.Tensor:
         """Returns unit images (B, C, H, W), each as far from its original as `like` would have taken it."""
         there = self.like.of(images, rngs, beside)
-        gains = draw_band_gains(rngs, BandSettings(shape="blur" if self.shape == "either" else self.shape,
-                                                   border=self.like.border))
-        if self.shape == "either":
-            sign = torch.tensor([2.0 * choice(rng, 2) - 1 for rng in rngs], dtype=torch.float64)
-            gains = BandGains(gains.log_gains * sign[:, None], gains.border)
-        return reweight_as_far(images, there, gains)
+        if self.shape != "either":
+            return reweight_as_far(images, there, draw_band_gains(rngs, BandSettings(shape=self.shape,
+                                                                                     border=self.like.border)))
+        blur = draw_band_gains(rngs, BandSettings(shape="blur", border=self.like.border))
+        sign = torch.tensor([[2.0 * choice(rng, 2) - 1] for rng in rngs], dtype=torch.float64)
+        made, other = (reweight_as_far(images, there, BandGains(blur.log_gains * s, blur.border)) for s in (sign, -sign))
+        short = _distance(made, images) < SHORT * _distance(there, images)
+        return torch.where(short[:, None, None, None], other, made)
 
 
 class FdaSettings(SwapSettings):
@@ -127,6 +131,10 @@ class ReweightSettings(BandSettings):
     def of(self, images: torch.Tensor, rngs: Rngs, beside: Beside) -> torch.Tensor:
         """Returns unit images (B, C, H, W), each re-weighted by a curve of its own."""
         return reweight_bands(images, draw_band_gains(rngs, self))
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a.float() - b.float()).square().mean((1, 2, 3))
 
 
 def partners(rngs: Rngs, beside: Beside, which: Literal["unlabelled", "labelled"]) -> torch.Tensor:

@@ -13,7 +13,7 @@ from scenes import PAIRS, SETTINGS, changed, make_scene, named_rngs, perturbed, 
 from stages import stage
 
 import segtrain
-from segtrain.method import load_method
+from segtrain.method import load_method, method_text
 from segtrain.priors import find_prior, wanted_prior, with_use
 from segtrain.settings import AugmentSettings, SegmentSettings
 from segtrain.transforms.spectral import AsFarSettings, Beside, FrequencySettings, SpectrumSettings, partners
@@ -161,7 +161,7 @@ def test_the_prior_is_fitted_on_labelled_training_pairs_alone(tmp_path: Path) ->
 def test_pairs_that_calibrate_teach_no_prior(tmp_path: Path) -> None:
     method = changed("supervised", held_out_share=0.34).model_copy(update={"name": "calibrated"})
     path = tmp_path / "m.yaml"
-    path.write_text(segtrain.method.method_text(method))
+    path.write_text(method_text(method))
     config = {**CONFIG, "augment": {"spectrum": {"frequency": {}}}}
     segtrain.fit(config, PAIRS, method=path, out=tmp_path / "run")
     seen = FrequencyPrior.from_pretrained(tmp_path / "run/prior").seen
