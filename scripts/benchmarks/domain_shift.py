@@ -95,6 +95,8 @@ class Arm:
     aligned: bool = False
 
 
+# What FPGM's code makes of an image is far from it at any strength, so half of the images stay: its method shows the
+# other views as they are too.
 ARMS = {
     "none": Arm(),
     "colour": Arm(intensity=COLOUR),

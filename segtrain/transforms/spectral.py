@@ -100,7 +100,8 @@ class AsFarSettings(Settings):
                                                                                      border=self.like.border)))
         blur = draw_band_gains(rngs, BandSettings(shape="blur", border=self.like.border))
         sign = torch.tensor([[2.0 * choice(rng, 2) - 1] for rng in rngs], dtype=torch.float64)
-        made, other = (reweight_as_far(images, there, BandGains(blur.log_gains * s, blur.border)) for s in (sign, -sign))
+        both = (BandGains(blur.log_gains * s, blur.border) for s in (sign, -sign))
+        made, other = (reweight_as_far(images, there, gains) for gains in both)
         short = _distance(made, images) < SHORT * _distance(there, images)
         return torch.where(short[:, None, None, None], other, made)
 
