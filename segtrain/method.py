@@ -163,7 +163,7 @@ class Method(Settings):
     def needs(self, what: Literal["unlabelled", "stored", "observers", "calibration", "stacks", "whole"]) -> bool:
         """Returns whether it looks at unlabelled images, stored pseudo-labels of them, or several observers' masks.
 
-        Or at labelled images held out for "calibration", at "stacks" of slices, or at each unlabelled image as a "whole".
+        Or at labelled images held out for "calibration", at "stacks" of slices, or at unlabelled images as a "whole".
         """
         if what == "unlabelled" and any(v.of == "unlabelled" for phase in self.plan() for v in phase.views):
             return True

@@ -70,8 +70,8 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
     `accelerate launch` with any number of processes; only the main one writes.
 
     Args:
-        config: YAML file, dict or settings. labelled: None = no image has a mask, and all that is known of them is in
-            `stored`; for methods that need no more. method: a name in configs/methods or a YAML file; None takes the settings'.
+        config: YAML file, dict or settings. method: a name in configs/methods or a YAML file; None takes the settings'.
+        labelled: None = there is no labelled pair; for methods that learn from what is `stored` alone.
         overrides: "key=value" texts. held_out: groups of validation and test cases.
         stored: folder of pseudo-labels of the unlabelled images, masks/ID.png and perhaps confidence/ID.png.
         observers: folders of further annotators' masks/ID.png of the labelled images.

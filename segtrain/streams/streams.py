@@ -67,7 +67,8 @@ class Streams:
     """What training reads, decoded once, and the rule by which it is dealt out.
 
     Attributes:
-        labelled, synthetic, unlabelled: what is dealt out; without labelled images batches hold none. inputs: further forms of the unlabelled images, by name.
+        labelled, synthetic, unlabelled: what is dealt out; without labelled images batches hold none.
+        inputs: further forms of the unlabelled images, by name.
         calibration: labelled images that teach nothing. stored: pseudo-labels of the unlabelled images.
         observers: further annotators' masks of the labelled images, (O, N, S, S). stacks: runs of neighbouring slices
             of the labelled images, as rows; () = images are drawn by themselves.

@@ -46,18 +46,20 @@ def least_bins(counts: torch.Tensor, *, share: float) -> torch.Tensor:
 class ClassQuantile(Settings):
     """Slot member `class_quantile`: of the pixels of each class, the most probable one, the surest `share`.
 
-    A running estimate: the confidences of each class are counted in bins, and counts of earlier batches fade. What one
-    threshold for all classes does to a rare one, whose pixels are less sure, is not possible; but a class that is
-    nowhere the most probable has no pixel to keep, and one that is mostly wrong keeps its share of wrong ones too.
+    A running estimate: the confidences of each class are counted in bins, a batch that shows the class counts as one
+    whatever the number of its pixels (else a class that shrinks would be measured by what it was when it was large),
+    and earlier ones fade. What one threshold for all classes does to a rare one, whose pixels are less sure, is not
+    possible; but a class that is nowhere the most probable has no pixel to keep, and one that is mostly wrong keeps its
+    share of wrong ones too.
 
     Attributes:
-        share: of each class's pixels. decay: of the counts, per batch that shows the class.
+        share: of each class's pixels. decay: of the estimate, per batch that shows the class.
         tau: pixels at least this sure pass too, whatever their class; null = by their share alone.
         estimate: views that name the same share one estimate.
     """
 
     share: float = Field(0.5, gt=0, lt=1)
-    decay: float = Field(0.99, ge=0, lt=1)
+    decay: float = Field(0.9, ge=0, lt=1)
     tau: float | None = Field(None, gt=0, lt=1)
     estimate: str = ""
 
@@ -81,9 +83,10 @@ class ClassQuantile(Settings):
         if scene.probe and before is not None:
             return before
         now = summed(count_by_class(target))
+        n = now.sum(dim=1, keepdim=True)
+        now = now / n.clamp(min=1)
         if before is not None:
-            # A class that a batch does not show does not fade: its share would stay, but not for ever.
-            now = now + torch.where(now.sum(dim=1, keepdim=True) > 0, self.decay * before, before)
+            now = now + torch.where(n > 0, self.decay * before, before)
         if not scene.probe:
             scene.memory[key] = now
         return now

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from phantom import make_phantom
-from scenes import SETTINGS, changed, make_scene, perturbed, run
+from scenes import SETTINGS, changed, make_scene, run
 from watch import started, watch, with_logits
 
 from segtrain.losses import LOSSES

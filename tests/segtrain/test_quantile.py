@@ -80,6 +80,15 @@ def test_the_estimate_runs_over_batches() -> None:
     assert kept(found)[1] == pytest.approx(0.5, abs=0.1)
 
 
+def test_a_class_that_shrinks_and_doubts_is_not_measured_by_what_it_was() -> None:
+    scene, member = scene_with(), ClassQuantile(share=0.5)
+    for _ in range(20):
+        member(imbalanced(rare=(0.9, 0.95)), scene)
+    few = imbalanced(rare=(0.5, 0.6)).prob[:, :, :61]  # one row of class 1, and none of class 2
+    shares = [float(member(from_prob(few), scene).valid[0, 60].float().mean()) for _ in range(25)]
+    assert shares[0] == 0 and shares[-1] > 0.3
+
+
 def test_a_batch_without_a_class_leaves_its_threshold() -> None:
     scene = scene_with()
     member = ClassQuantile(share=0.5)

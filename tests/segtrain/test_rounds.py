@@ -119,7 +119,8 @@ def test_ignored_pixels_and_classes_that_no_label_shows_do_not_count() -> None:
     logits = rand(1, 2, 4, 4).requires_grad_()
     labels = torch.zeros(1, 4, 4, dtype=torch.long)
     labels[0, 0] = IGNORE
-    (noise_weighted_dice(logits, target_of(labels)) + noise_robust_dice(logits, target_of(labels), gamma=1.5)).backward()
+    target = target_of(labels)
+    (noise_weighted_dice(logits, target) + noise_robust_dice(logits, target, gamma=1.5)).backward()
     assert not logits.grad[0, :, 0].any() and logits.grad[0, :, 1:].any()
     nothing = torch.full((1, 4, 4), IGNORE)
     assert float(noise_weighted_dice(logits, target_of(nothing)).detach()) == 0
