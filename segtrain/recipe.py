@@ -186,9 +186,8 @@ class SegmentRecipe(Recipe):
     def load_extra_state(self, state: dict) -> None:
         """Restores what `extra_state` returned."""
         self.n_steps, self.n_inert, self.precision = state["n_steps"], state["n_inert"], state["precision"]
-        # What is kept as bytes, an entry for each image, stays beside the device, whatever else was loaded onto it.
-        self.memory = {key: value.cpu() if value.dtype == torch.uint8 else value
-                       for key, value in state["memory"].items()}
+        # What is kept as bytes, an entry for each image, stays off the device, whatever else was loaded onto it.
+        self.memory = {k: v.cpu() if v.dtype == torch.uint8 else v for k, v in state["memory"].items()}
         self.topology.stage = state["stage"]
 
     def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from accelerate.utils import parse_flag_from_env
 from segtrain.method import Method, load_method
 from segtrain.models.weights import identify
 from segtrain.priors import FOLDER as PRIOR
-from segtrain.priors import find_prior, with_use
+from segtrain.priors import find_prior, wanted_prior, with_use
 from segtrain.recipe import SegmentRecipe
 from segtrain.segmenter import Segmenter, SegmenterConfig
 from segtrain.settings import SegmentSettings
@@ -144,6 +144,9 @@ def _check_unlabelled_alone(plan: Plan, synthetic: PairSet | None) -> None:
     if synthetic is not None:
         raise UserError("synthetic pairs", rule="without labelled pairs all labels come from the folder of "
                         "pseudo-labels", repair="leave them out, or pass the labelled pairs they were made from")
+    if wanted_prior(plan.settings, plan.method) is not None:
+        raise UserError(f"method {plan.method.name}", rule="it wants a frequency prior, which is fitted on labelled "
+                        "pairs", repair="leave out what asks for the prior, or pass labelled pairs")
     if plan.settings.normalise == "fingerprint":
         raise UserError("normalise=fingerprint", rule="it measures the labelled images' foreground, and there are none",
                         repair="take normalise=range")
