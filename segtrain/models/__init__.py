@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from segtrain.models.nested import unetpp
+from segtrain.models.probabilistic import probabilistic
 from segtrain.models.queries import queries
 from segtrain.models.segnet import Ensemble, Features, Part, Seen, SegNet, Widths, at_depth
 from segtrain.models.tiny import lite, tiny
@@ -66,9 +67,26 @@ def _deeplabv3plus(in_channels: int, n_classes: int, settings: ModelSettings) ->
     return deeplabv3plus(in_channels, n_classes, settings)
 
 
+def _prob_tiny(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
+    return probabilistic(_tiny(in_channels, n_classes, settings), n_classes, latent=settings.latent,
+                         n_samples=settings.n_samples)
+
+
+def _prob_lite(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
+    return probabilistic(_lite(in_channels, n_classes, settings), n_classes, latent=settings.latent,
+                         n_samples=settings.n_samples)
+
+
+def _gms(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
+    from segtrain.models.gms import gms  # it brings diffusers in
+
+    return gms(in_channels, n_classes, settings)
+
+
 MODELS: dict[str, Callable[[int, int, ModelSettings], SegNet]] = {
     "tiny": _tiny, "lite": _lite, "unet": _unet, "unetpp": _unetpp, "segformer": _segformer,
-    "deeplabv3plus": _deeplabv3plus, "queries": _queries,
+    "deeplabv3plus": _deeplabv3plus, "queries": _queries, "prob_tiny": _prob_tiny, "prob_lite": _prob_lite,
+    "gms": _gms,
 }
 """Builders by name: (channels of the images, classes, settings) -> network."""
 
@@ -79,6 +97,8 @@ _PARTNERS: dict[str, ModelSettings] = {
     "lite": ModelSettings(name="tiny", channels=(24, 48, 96, 128)),
     "segformer": ModelSettings(name="tiny", channels=(24, 48, 96, 128)),
     "unet": ModelSettings(name="tiny", channels=(32, 64, 128, 256)),
+    "prob_tiny": _SMALL_UNET, "prob_lite": ModelSettings(name="tiny", channels=(24, 48, 96, 128)),
+    "gms": ModelSettings(name="tiny", channels=(24, 48, 96, 128)),
     "deeplabv3plus": ModelSettings(name="tiny", channels=(32, 64, 128, 256)),
 }
 
@@ -102,7 +122,7 @@ def build_model(name: str, in_channels: int, n_classes: int, settings: ModelSett
     """
     if name not in MODELS:
         raise UserError(f"model.name {name!r}", rule="no such network", repair=f"take one of {', '.join(MODELS)}")
-    if settings.weights == "imagenet" and name != "lite":
+    if settings.weights == "imagenet" and name not in ("lite", "prob_lite"):
         raise UserError(f"model.weights {settings.weights}", rule=f"there are none for {name}",
                         repair="take model.name=lite, give a safetensors file, or leave weights empty")
     with torch.random.fork_rng(devices=[]):

@@ -64,10 +64,11 @@ def join(parts: Sequence[Seen]) -> Seen:
 
 @dataclass(frozen=True)
 class Widths:
-    """Channels of `Seen.hidden` and of `Seen.coarse`."""
+    """Channels of `Seen.hidden` and of `Seen.coarse`; latent numbers behind one mask, 0 if the network draws none."""
 
     hidden: int
     coarse: int
+    latent: int = 0
 
 
 class SegNet(nn.Module):
@@ -182,7 +183,8 @@ class SegNet(nn.Module):
 
 
 def _reset(module: nn.Module) -> None:
-    if hasattr(module, "reset_parameters"):
+    frozen = not any(p.requires_grad for p in module.parameters(recurse=False))
+    if hasattr(module, "reset_parameters") and not frozen:
         module.reset_parameters()
 
 

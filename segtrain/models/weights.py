@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from segtrain.models.gms import describe_autoencoder
 from segtrain.settings import ModelSettings
 from synth.core.checks import UserError
 from synth.core.files import replace_file, sha256
@@ -20,11 +21,13 @@ MARK = "sha256:"
 
 
 def identify(model: ModelSettings) -> ModelSettings:
-    """Returns the settings with a path of weights replaced by the hash of what lies there: a run is known by that.
+    """Returns the settings with paths of weights replaced by the hash of what lies there: a run is known by that.
 
     Raises:
-        UserError: if there is no such file.
+        UserError: if there is no such file or folder.
     """
+    if model.name == "gms":
+        model = model.model_copy(update={"autoencoder": describe_autoencoder(model.autoencoder)})
     if model.weights in SHIPPED or model.weights.startswith(MARK):
         return model
     return model.model_copy(update={"weights": f"{MARK}{sha256(_file(model.weights).read_bytes())[:16]}"})

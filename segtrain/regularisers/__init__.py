@@ -9,6 +9,8 @@ from segtrain.regularisers.dac import DAC
 from segtrain.regularisers.denoise import DENOISE
 from segtrain.regularisers.disagree import DISAGREE
 from segtrain.regularisers.distil import DISTIL
+from segtrain.regularisers.latents import LATENTS
+from segtrain.regularisers.plausible import PLAUSIBLE
 from segtrain.regularisers.projection import PROJECTION
 from segtrain.regularisers.queue import QUEUE
 from synth.core.config import Settings
@@ -16,5 +18,6 @@ from synth.core.config import Settings
 __all__ = ["REGULARISERS"]
 
 REGULARISERS: dict[str, type[Settings]] = {**BASIC, **AGREE, **CONTRAST, **DISAGREE, **QUEUE,
-                                           **ADVERSARIAL, **CORRECTED, **DAC, **DENOISE, **DISTIL, **PROJECTION}
+                                           **ADVERSARIAL, **CORRECTED, **DAC, **DENOISE, **DISTIL, **LATENTS, **PLAUSIBLE,
+                                           **PROJECTION}
 """Regularisers by the name that method files use."""

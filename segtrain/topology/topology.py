@@ -73,6 +73,10 @@ class Topology:
                             repair=f"take one of {', '.join(self.routes)}")
         return self.routes[branch]
 
+    def network(self, branch: str) -> SegNet:
+        """Returns the network of a branch without the loop's wrapping, for terms that reach into its parts."""
+        return _bare(self.nets[self.route(branch).net])
+
     def labeller(self, branch: str) -> str:
         """Returns the name of what labels for `branch` unless its view says otherwise."""
         return self.labels_for.get(branch) or next(iter(self.averages), branch)
