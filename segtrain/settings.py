@@ -122,10 +122,11 @@ class ModelSettings(Settings):
             image); "gms" (a mapping between latents of a frozen autoencoder).
         encoder: of "unet" and "deeplabv3plus"; the others have their own.
         weights: of the encoder at the start: "" = untrained; "imagenet" = those that the package behind
-            pairsmith[features] ships, for "lite" and "prob_lite" alone; else the path of a safetensors file with the encoder's
-            tensors. Nothing is ever downloaded.
+            pairsmith[features] ships, for "lite" and "prob_lite" alone; else the path of a safetensors file with the
+            encoder's tensors. Nothing is ever downloaded.
         channels: widths from fine to coarse; two or more for "tiny", "prob_tiny", "unetpp", "queries" and "segformer",
-            two to four for "lite" and "prob_lite", one or more (the mapping's) for "gms", five (the decoder's) for "unet", one (the decoder's) for "deeplabv3plus".
+            two to four for "lite" and "prob_lite", one or more (the mapping's) for "gms", five (the decoder's) for
+            "unet", one (the decoder's) for "deeplabv3plus".
         deep_supervision: whether labels also teach the decoder's further levels, weights halving with each.
         depth: of "unetpp" with deep supervision, the nested decoder that predicts; 0 = the deepest. It trains all.
         n_queries: of "queries".

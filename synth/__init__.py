@@ -10,6 +10,7 @@ _HOMES = {
     "fit": "synth.fit", "load_generator": "synth.fit",
     "draw": "synth.draw", "draw_copypaste": "synth.draw", "draw_roundtrip": "synth.draw", "verify_shards": "synth.draw",
     "default_supply": "synth.draw", "SupplySettings": "synth.draw",
+    "curate": "synth.draw", "default_curation": "synth.draw", "CurateSettings": "synth.draw",
     "default_gates": "synth.gates", "run_gates": "synth.gates", "Gates": "synth.gates", "GateSettings": "synth.gates",
     "FrequencyPrior": "synth.spectral.prior",
     "Generator": "synth.generator", "InpaintPipeline": "synth.diffusion.inpaint",

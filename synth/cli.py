@@ -1,4 +1,4 @@
-"""The command `synth`: fit | layouts | draw | audit | export | import | show. Heavy imports wait in the commands."""
+"""The command `synth`: fit | layouts | draw | curate | audit | export | import | show. Imports wait in the commands."""
 
 from __future__ import annotations
 
@@ -86,8 +86,9 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     Without judge= only novelty is checked. judge=DIR referee=DIR supply.oversample=4 draws four times as many and keeps
     those that are hard for the judge and true to their mask for the referee, and a random half. preset=fast and
     sampler.n_steps=8 change how this run paints, sampler.mode=object what. data.hosts=DIR judge=DIR paints objects
-    into real images that show none. --no-paint writes what every kept pixel must equal; it takes size= in the place
-    of generator=.
+    into real images that show none. curate.ignore=1.25 curate.min_agreement=0.8 [data.held_out=DIR] are the rules of
+    synth curate while drawing. --no-paint writes what every kept pixel must equal; it takes size= in the place of
+    generator=.
     """
     from synth.core.config import to_yaml
     from synth.draw.modes import sampler_changes
@@ -102,6 +103,7 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     preset, rest = take(rest, "preset")
     sampler, rest = _take_group(rest, "sampler")
     hosts_dir, rest = take(rest, "data.hosts")
+    held_out_dir, rest = take(rest, "data.held_out")
     seam_dir, rest = take(rest, "seam")
     data, rest = _take_data(rest)
     settings, changes = _settings(config, rest), sampler_changes(preset, sampler)
@@ -109,10 +111,12 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
         typer.echo(f"generator: {generator_dir}\njudge: {judge_dir}\nreferee: {referee_dir}\nn: {n}\nseed: {seed}\n"
                    f"size: {size}\nout: {out}\nseam: {seam_dir}\npreset: {preset}\n"
                    f"sampler: {json.dumps(changes)}\ndata:\n"
-                   + indent(f"hosts: {hosts_dir}\n" + to_yaml(data), "  ") + to_yaml(settings), nl=False)
+                   + indent(f"hosts: {hosts_dir}\nheld_out: {held_out_dir}\n" + to_yaml(data), "  ")
+                   + to_yaml(settings), nl=False)
         return
     from synth.draw import draw as run_draw
-    from synth.draw.judges import check_supply, check_unpainted, load_judge, load_supply
+    from synth.draw.command import load_held_out
+    from synth.draw.judges import check_held_out, check_supply, check_unpainted, load_curation, load_judge, load_supply
     from synth.draw.modes import with_changes
     from synth.fit import load_generator
     from synth.gates import default_gates
@@ -122,18 +126,21 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     if no_paint:
         check_unpainted(settings, changes, hosts=hosts_dir)
     check_supply(settings, judge_dir, referee_dir)
+    check_held_out(settings, held_out_dir)
     generator = None if no_paint else with_changes(
         load_generator(required(generator_dir, "generator", "runs/painter")), changes)
     labelled = _load_labelled(data)
-    gates = supply = None
+    gates = supply = curation = None
     if generator is not None:
         judge = load_judge(judge_dir, size=generator.size) if judge_dir else None
         training = _join(labelled, _load_images(data.unlabelled, labelled))
         gates = default_gates(judge, labelled, training=training, size=generator.size,
                               seam=SeamProbe.load(seam_dir) if seam_dir else None)
         supply = load_supply(settings, judge_dir, referee_dir, labelled=labelled, size=generator.size)
+        curation = load_curation(settings.curate, judge_dir, referee_dir, labelled=labelled, size=generator.size,
+                                 held_out=load_held_out(held_out_dir, data, labelled))
     made = run_draw(generator, labelled, n=n, seed=seed, gates=gates, out=out, config=settings, size=size,
-                    supply=supply, hosts=_load_images(hosts_dir, labelled))
+                    supply=supply, curation=curation, hosts=_load_images(hosts_dir, labelled))
     if made is not None:
         typer.echo(f"{out}: {len(made)} pairs kept of {n} asked for")
 
@@ -143,6 +150,21 @@ def _load_images(folder: str | None, labelled: PairSet) -> ImageSet | None:
     from synth.formats import load_images
 
     return load_images(folder, channels=labelled.info.channels, like=labelled.info) if folder else None
+
+
+@app.command()
+def curate(folder: Path = FOLDER, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
+    """Curate a drawn set: synth curate MADE judge=DIR referee=DIR data.labelled=DIR [data.held_out=DIR] out=DIR.
+
+    Of any engine's pairs: pixels that the judge finds too unlikely become ignore (curate.ignore=1.25), pairs whose mask
+    the referee does not find again go (curate.min_agreement=0.8), and with budget=100 the hardest of the rest stay,
+    and a random half.
+    """
+    from synth.draw.command import run_curate
+
+    held_out, rest = take(overrides, "data.held_out")
+    data, rest = _take_data(rest)
+    run_curate(folder, rest, data, held_out=held_out, dry_run=dry_run)
 
 
 def _join(labelled: PairSet, unlabelled: ImageSet | None) -> ImageSet | None:

@@ -8,18 +8,24 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
-from synth.core.checks import UserError
+from synth.core.checks import IGNORE, UserError
 from synth.core.space import labels_to_keep
 
 KEEPS = {"surroundings": "foreground", "object": "surroundings", "layout": "nothing"}
 """What of its source a pair shows untouched, by what is painted (the mode)."""
 
 
-def kept_pixels(labels: torch.Tensor, *, mode: str, ring_px: int) -> torch.Tensor:
+CURATED = "curated"
+"""Key of a pair's settings that says: labels became 255 after it was drawn, so what is ignored may be painted."""
+
+
+def kept_pixels(labels: torch.Tensor, *, mode: str, ring_px: int, curated: bool = False) -> torch.Tensor:
     """Returns which pixels of labels (B, H, W) a drawn pair takes from its source untouched, (B, H, W) bool.
 
+    Of a curated pair those that are certainly so: a part of what was kept when it was drawn.
+
     Args:
-        mode: what is painted, see `KEEPS`.
+        mode: what is painted, see `KEEPS`. curated: whether ignored pixels may be objects whose label was taken away.
         ring_px: in mode "object", how far around the foreground the surroundings are painted too.
     """
     foreground = labels_to_keep(labels)
@@ -27,6 +33,8 @@ def kept_pixels(labels: torch.Tensor, *, mode: str, ring_px: int) -> torch.Tenso
         return foreground
     if KEEPS[mode] == "nothing":
         return torch.zeros_like(foreground)
+    if curated:
+        foreground = foreground | (labels == IGNORE)
     return ~(F.max_pool2d(foreground[:, None].float(), 2 * ring_px + 1, 1, ring_px)[:, 0] > 0)
 
 
@@ -37,7 +45,8 @@ def mode_of(settings: Mapping[str, object]) -> str:
 
 def kept_by(labels: torch.Tensor, settings: Mapping[str, object]) -> torch.Tensor:
     """Returns `kept_pixels` of labels (B, H, W) for the sampler settings of a pair's provenance, (B, H, W) bool."""
-    return kept_pixels(labels, mode=mode_of(settings), ring_px=int(settings.get("ring_px", 0)))
+    return kept_pixels(labels, mode=mode_of(settings), ring_px=int(settings.get("ring_px", 0)),
+                       curated=CURATED in settings)
 
 
 class Generator(ABC):

@@ -38,7 +38,7 @@ def make_ready(bench: Bench, kind: str, draw: LabelDraw) -> None:
         bench.judge(draw)
     if kind in PAINTED:
         bench.painter(draw)
-    if kind == "inpaint" and bench.supplied:
+    if kind == "inpaint" and bench.refereed:
         bench.referee(draw)
 
 
@@ -57,17 +57,21 @@ def make_pairs(bench: Bench, kind: str, draw: LabelDraw, folder: Path) -> None:
 
 
 def _inpaint(bench: Bench, draw: LabelDraw, folder: Path) -> None:
-    from synth.draw import SupplySettings, default_supply
+    from synth.draw import CurateSettings, SupplySettings, default_curation, default_supply
     from synth.draw import draw as draw_pairs
     from synth.gates import GateSettings, default_gates
 
     settings, labelled, judge = bench.settings, bench.parts.labelled_of(draw), bench.judge(draw)
     gates = default_gates(judge.predict, labelled, training=bench.parts.training(), size=settings.size,
                           settings=GateSettings(**settings.gates))
-    supply = default_supply(judge.predict, bench.referee(draw).predict, labelled, size=settings.size,
+    referee = bench.referee(draw).predict if bench.refereed else None
+    supply = default_supply(judge.predict, referee, labelled, size=settings.size,
                             settings=SupplySettings(**settings.draw["supply"])) if bench.supplied else None
+    curation = default_curation(judge.predict, referee, labelled, size=settings.size,
+                                settings=CurateSettings(**settings.draw["curate"])) if bench.curated else None
     draw_pairs(bench.painter(draw), labelled, n=settings.synthetic.n, seed=settings.synthetic.seed, gates=gates,
-               out=folder, config=bench.drawing("inpaint"), supply=supply)
+               out=folder, config=bench.drawing("inpaint"), supply=supply,
+               curation=curation)
 
 
 def _copypaste(bench: Bench, draw: LabelDraw, folder: Path) -> None:
@@ -145,7 +149,7 @@ def made_identity(bench: Bench, kind: str, draw: LabelDraw, *, labelled: str | N
     if kind in PAINTED:
         own = [bench.painter_folder(draw).name, settings.inpaint["sampler"]]
     if kind == "inpaint":
-        own = [own, settings.gates, *([bench.referee_folder(draw).name] if bench.supplied else [])]
+        own = [own, settings.gates, *([bench.referee_folder(draw).name] if bench.refereed else [])]
     return [settings.synthetic.model_dump(), bench.drawing(kind), judge, own]
 
 

@@ -122,6 +122,17 @@ class Bench:
         """Whether more pairs are painted than kept, and a referee is needed to choose."""
         return self.settings.draw["supply"]["oversample"] > 1
 
+    @property
+    def refereed(self) -> bool:
+        """Whether a referee is needed, to choose among painted pairs or to find their masks again."""
+        return self.supplied or self.settings.draw["curate"]["min_agreement"] > 0
+
+    @property
+    def curated(self) -> bool:
+        """Whether a rule of curation is on."""
+        rules = self.settings.draw["curate"]
+        return rules["ignore"] is not None or rules["min_agreement"] > 0
+
     def _referee_seed(self, draw: LabelDraw) -> int:
         return derive_seed(self.settings.split.seed, "referee", draw.index) % 2**31
 
@@ -143,13 +154,14 @@ class Bench:
 
     def referee_seconds(self) -> float:
         """Returns how long the referees trained, all label draws together; 0 if there are none."""
-        done = [self.referee_folder(draw) / "done.json" for draw in self.parts.draws] if self.supplied else []
+        done = [self.referee_folder(draw) / "done.json" for draw in self.parts.draws] if self.refereed else []
         return sum(json.loads(p.read_text(encoding="utf-8"))["seconds"] for p in done if p.exists())
 
     def drawing(self, kind: str) -> dict[str, JsonValue]:
-        """Returns the draw settings of one kind of pairs: the supply is for painted ones, where it is on at all."""
-        with_supply = kind == "inpaint" and self.supplied
-        return {k: v for k, v in self.settings.draw.items() if k != "supply" or with_supply}
+        """Returns the draw settings of one kind of pairs: supply and curation are for painted ones, where they are on
+        at all."""
+        mine = {"supply": kind == "inpaint" and self.supplied, "curate": kind == "inpaint" and self.curated}
+        return {k: v for k, v in self.settings.draw.items() if mine.get(k, True)}
 
     def made_folder(self, kind: str, draw: LabelDraw) -> Path:
         """Returns where the synthetic pairs of a label draw lie."""

@@ -120,7 +120,7 @@ def load_settings(config: str | Path | CompareSettings | dict | None, overrides:
 
 def _check_referee(draw: dict[str, JsonValue], judge: dict[str, JsonValue], referee: dict[str, JsonValue]) -> None:
     alike = judge["name"] == referee["name"] and (judge["name"] != "unet" or judge["encoder"] == referee["encoder"])
-    if alike and draw["supply"]["oversample"] > 1:
+    if alike and (draw["supply"]["oversample"] > 1 or draw["curate"]["min_agreement"] > 0):
         raise UserError(f"referee {referee['name']}", rule="it has the judge's architecture (segment.model); what is "
                         "hard for the one must be settled by another", repair="name another network or encoder, or "
                         "leave referee out")

@@ -42,8 +42,8 @@ def cloud_distance(a: torch.Tensor, b: torch.Tensor, *, blur: float) -> torch.Te
 def masks_as_points(masks: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     """Returns masks (B, N, K, H, W), onehot or probabilities, as points (B, N, D) that lie within [0, 1] of each other.
 
-    The distance of two is the root of the mean over the `counted` pixels (B, H, W) of half their squared difference: two
-    hard masks that agree nowhere are 1 apart, whatever their size.
+    The distance of two is the root of the mean over the `counted` pixels (B, H, W) of half their squared difference:
+    two hard masks that agree nowhere are 1 apart, whatever their size.
     """
     scale = (2 * counted.flatten(1).sum(dim=1).clamp(min=1)).rsqrt()
     return (masks.float() * counted[:, None, None]).flatten(2) * scale[:, None, None]

@@ -65,7 +65,8 @@ class LatentEncoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> Features:
         """Returns the latents (B, c, h, w) of unit images (B, C, H, W), as the one level of features there is."""
-        return [self.latents(images, drawn=torch.rand(len(images), device=images.device) < 0.5 if self.training else None)]
+        drawn = torch.rand(len(images), device=images.device) < 0.5 if self.training else None
+        return [self.latents(images, drawn=drawn)]
 
 
 class MaskPainter(nn.Module):
@@ -91,6 +92,8 @@ class MaskPainter(nn.Module):
 
 
 class _Residual(nn.Module):
+    """Two convolutions beside a skip."""
+
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(_norm(n_in), nn.SiLU(), nn.Conv2d(n_in, n_out, 3, padding=1), _norm(n_out),
@@ -98,15 +101,19 @@ class _Residual(nn.Module):
         self.skip = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns (B, n_out, h, w) of x (B, n_in, h, w)."""
         return self.skip(x) + self.layers(x)
 
 
 class _Attention(nn.Module):
+    """Every cell looks at every cell, one head."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm, self.read, self.out = _norm(width), nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns x (B, D, h, w) with what each cell read added."""
         ask, keys, values = self.read(self.norm(x)).flatten(2).mT[:, None].chunk(3, dim=-1)
         seen = F.scaled_dot_product_attention(ask, keys, values)[:, 0].mT
         return x + self.out(seen.reshape(x.shape))
@@ -121,7 +128,8 @@ class Mapping(nn.Module):
         blocks = [_Residual(a, b) for a, b in zip((channels[0], *channels), channels, strict=False)]
         last = channels[-1]
         self.layers = nn.Sequential(nn.Conv2d(n_latent, channels[0], 3, padding=1), *blocks, _Attention(last),
-                                    _Residual(last, last), _norm(last), nn.SiLU(), nn.Conv2d(last, n_latent, 3, padding=1))
+                                    _Residual(last, last), _norm(last), nn.SiLU(),
+                                    nn.Conv2d(last, n_latent, 3, padding=1))
 
     def forward(self, features: Features) -> torch.Tensor:
         """Returns mask latents (B, c, h, w) of the one level of features, image latents (B, c, h, w)."""

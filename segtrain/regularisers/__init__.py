@@ -18,6 +18,6 @@ from synth.core.config import Settings
 __all__ = ["REGULARISERS"]
 
 REGULARISERS: dict[str, type[Settings]] = {**BASIC, **AGREE, **CONTRAST, **DISAGREE, **QUEUE,
-                                           **ADVERSARIAL, **CORRECTED, **DAC, **DENOISE, **DISTIL, **LATENTS, **PLAUSIBLE,
-                                           **PROJECTION}
+                                           **ADVERSARIAL, **CORRECTED, **DAC, **DENOISE, **DISTIL, **LATENTS,
+                                           **PLAUSIBLE, **PROJECTION}
 """Regularisers by the name that method files use."""

@@ -66,8 +66,8 @@ class LatentMap(Settings):
 
     def _check(self, dice: torch.Tensor) -> None:
         if float(dice) < self.min_codec:
-            raise UserError(f"the autoencoder gives masks back with a Dice of {float(dice):.3f}", rule="below min_codec="
-                            f"{self.min_codec:g} the masks that it can paint are not those to be learnt",
+            raise UserError(f"the autoencoder gives masks back with a Dice of {float(dice):.3f}", rule="below "
+                            f"min_codec={self.min_codec:g} the masks that it can paint are not those to be learnt",
                             repair="train the autoencoder longer, take a larger size or fewer autoencoder.widths, or "
                             "another model.name")
 

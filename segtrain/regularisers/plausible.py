@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def by_kind(values: torch.Tensor, synthetic: torch.Tensor, w_syn: float) -> torch.Tensor:
-    """Returns the mean (scalar) of values (B,) over the real images, plus `w_syn` times that over the synthetic (B,)."""
+    """Returns the mean (scalar) of values (B,) over the real images, plus `w_syn` times the synthetic ones' (B,)."""
     parts = [weight * values[rows].mean() for weight, rows in ((1.0, ~synthetic), (w_syn, synthetic)) if rows.any()]
     return torch.stack(parts).sum()
 

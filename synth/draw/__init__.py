@@ -1,8 +1,11 @@
 """Draws synthetic pairs: layouts -> generator -> gates -> shards. Resumable, the same for any number of processes."""
 
+from synth.draw.curated import SelectSettings, curate
+from synth.draw.curation import CurateSettings, Curation, class_losses, default_curation
 from synth.draw.run import CopyPasteSettings, DrawSettings, draw, draw_copypaste, draw_roundtrip
 from synth.draw.shards import verify_shards
 from synth.draw.supply import Supply, SupplySettings, default_supply
 
-__all__ = ["CopyPasteSettings", "DrawSettings", "Supply", "SupplySettings", "default_supply", "draw", "draw_copypaste",
+__all__ = ["CopyPasteSettings", "CurateSettings", "Curation", "DrawSettings", "SelectSettings", "Supply",
+           "SupplySettings", "class_losses", "curate", "default_curation", "default_supply", "draw", "draw_copypaste",
            "draw_roundtrip", "verify_shards"]

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from synth.core.checks import UserError
 from synth.core.pairs import PairSet
 from synth.core.shell import say
+from synth.draw.curation import CurateSettings, Curation, check_models, default_curation
 from synth.draw.supply import Supply, check_judge, default_supply
 from synth.gates.gates import Predict
 
@@ -23,6 +24,39 @@ class Segmenter(Protocol):
 
     size: int
     predict: Predict
+
+    def content_hash(self) -> str:
+        """Returns what identifies its weights and configuration."""
+
+
+def check_strangers(judge: Segmenter, referee: Segmenter, *, where: str) -> None:
+    """Returns nothing; raises if judge and referee are one and the same model, and warns if they are of one design.
+
+    Raises:
+        UserError: naming the hash that both have: what a model says of itself is no agreement.
+    """
+    hashes = [one.content_hash() for one in (judge, referee) if hasattr(one, "content_hash")]
+    if judge is referee or len(hashes) == 2 and hashes[0] == hashes[1]:
+        raise UserError(f"referee={where}", rule=f"it is the judge ({hashes[0] if hashes else 'the same object'}), and "
+                        "a model always agrees with itself", repair="fit the referee with another model.name")
+    designs = [getattr(getattr(one, "config", None), "model", None) for one in (judge, referee)]
+    if designs[0] is not None and designs[0] == designs[1]:
+        say(f"warning: referee={where} has the architecture of the judge; they err alike, so that what is hard seldom "
+            "counts as consistent. Repair: fit the referee with another model.name or encoder")
+
+
+def load_pair(judge_dir: str | None, referee_dir: str | None, *, size: int
+              ) -> tuple[Segmenter | None, Segmenter | None]:
+    """Returns judge and referee, each None without a folder.
+
+    Raises:
+        UserError: as `load_segmenter` and `check_strangers`.
+    """
+    judge = load_segmenter(judge_dir, size=size, role="judge") if judge_dir else None
+    referee = load_segmenter(referee_dir, size=size, role="referee") if referee_dir else None
+    if judge is not None and referee is not None:
+        check_strangers(judge, referee, where=referee_dir)
+    return judge, referee
 
 
 def load_segmenter(folder: str, *, size: int, role: str) -> Segmenter:
@@ -52,22 +86,34 @@ def load_supply(settings: DrawSettings, judge_dir: str | None, referee_dir: str 
     """Returns the supply that the settings ask for, None if all that passes the gates is kept."""
     if settings.supply.oversample == 1:
         return None
-    folders = {"judge": judge_dir, "referee": referee_dir}
-    found = {role: load_segmenter(folder, size=size, role=role) for role, folder in folders.items() if folder}
-    designs = [getattr(getattr(one, "config", None), "model", None) for one in found.values()]
-    if len(designs) == 2 and designs[0] is not None and designs[0] == designs[1]:
-        say(f"warning: referee={referee_dir} has the architecture of judge={judge_dir}; they err alike, so that what "
-            "is hard seldom counts as consistent. Repair: fit the referee with another model.name or encoder")
-    predicts = {role: one.predict for role, one in found.items()}
-    return default_supply(predicts.get("judge"), predicts.get("referee"), labelled, size=size, settings=settings.supply)
+    predicts = [one and one.predict for one in load_pair(judge_dir, referee_dir, size=size)]
+    return default_supply(*predicts, labelled, size=size, settings=settings.supply)
+
+
+def load_curation(settings: CurateSettings, judge_dir: str | None, referee_dir: str | None, *, labelled: PairSet,
+                  held_out: PairSet | None, size: int) -> Curation | None:
+    """Returns the rules of curation that the settings ask for, None if all are off."""
+    if settings.is_off:
+        return None
+    predicts = [one and one.predict for one in load_pair(judge_dir, referee_dir, size=size)]
+    return default_curation(*predicts, labelled, size=size, settings=settings, held_out=held_out)
 
 
 def check_supply(settings: DrawSettings, judge_dir: str | None, referee_dir: str | None) -> None:
     """Returns nothing; raises UserError if judge and referee are not what the settings call for."""
     check_judge(settings.supply, there=bool(judge_dir))
-    if referee_dir and settings.supply.oversample == 1:
+    check_models(settings.curate, judge=bool(judge_dir), referee=bool(referee_dir))
+    if referee_dir and settings.supply.oversample == 1 and not settings.curate.min_agreement:
         raise UserError(f"referee={referee_dir}", rule="with supply.oversample=1 there is nothing to choose, so it "
-                        "would not be used", repair="add supply.oversample=4, or leave referee= out")
+                        "would not be used", repair="add supply.oversample=4 or curate.min_agreement=0.8, or leave "
+                        "referee= out")
+
+
+def check_held_out(settings: DrawSettings, held_out: str | None) -> None:
+    """Returns nothing; raises UserError if there are held-out pairs and no rule that they would calibrate."""
+    if held_out and settings.curate.is_off:
+        raise UserError(f"data.held_out={held_out}", rule="no rule of curation is on that it would calibrate",
+                        repair="add curate.ignore=1.25 or curate.min_agreement=0.8, or leave it out")
 
 
 def check_unpainted(settings: DrawSettings, changes: Mapping[str, JsonValue], *, hosts: str | None) -> None:
@@ -76,6 +122,9 @@ def check_unpainted(settings: DrawSettings, changes: Mapping[str, JsonValue], *,
     Args:
         changes: of the sampler. hosts: folder of images to paint objects into.
     """
+    if not settings.curate.is_off:
+        raise UserError("--no-paint", rule="transformed sources are written as they come, with their own labels",
+                        repair="leave curate. out")
     if settings.supply.oversample > 1:
         raise UserError("--no-paint", rule="transformed sources are written as they come, none is chosen",
                         repair="leave supply.oversample= out")

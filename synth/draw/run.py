@@ -17,6 +17,7 @@ from synth.core.files import claim_folder, sweep
 from synth.core.pairs import Arrays, ImageSet, Pair, PairSet
 from synth.core.rng import one_thread
 from synth.diffusion.inpaint import blend_alpha
+from synth.draw.curation import CurateSettings, Curation, check_models
 from synth.draw.hosts import Hosts, clear_hosts, insert_pairs
 from synth.draw.modes import inserter_of, repaint_sources, repainter_of
 from synth.draw.painters import (
@@ -34,7 +35,7 @@ from synth.draw.supply import Supply, SupplySettings, check_judge
 from synth.formats import read_shards, shard_name, write_dataset_files
 from synth.gates import Gates
 from synth.gates.gates import Predict
-from synth.generator import Generator
+from synth.generator import CURATED, Generator
 from synth.layouts import LayoutSettings, learn_anatomy
 
 
@@ -45,6 +46,7 @@ class DrawSettings(Settings):
         shard_size: kept pairs per file. batch_size: candidates painted together, fixed so that files are identical
             for any number of processes. max_tries: candidates per wanted pair before a shard gives up.
         supply: how many pairs have to pass the gates for each one that is kept, and which are.
+        curate: which of a pair's pixels teach, and whether a referee has to find its mask again.
         clear: which unlabelled images show no object, for hosts and for pasting.
         repaint_share: of the candidates, those whose objects are repainted before their surroundings are, so that one
             run varies both; other generators than None must know modes (`denoiser.labels`).
@@ -57,6 +59,7 @@ class DrawSettings(Settings):
     batch_size: int = Field(16, ge=1)
     max_tries: int = Field(4, ge=1)
     supply: SupplySettings = SupplySettings()
+    curate: CurateSettings = CurateSettings()
     clear: ClearSettings = ClearSettings()
     repaint_share: float = Field(0.0, ge=0, le=1)
     window: Literal["all"] | NonNegativeFloat = 0.5
@@ -158,15 +161,29 @@ def _supplied(settings: DrawSettings, supply: Supply | None) -> DrawSettings:
     return settings.model_copy(update={"supply": supply.settings})
 
 
+def _curated(settings: DrawSettings, curation: Curation | None) -> DrawSettings:
+    """Returns the settings with those of `curation`; raises if they name others, or rules that nobody calibrated."""
+    if curation is None:
+        check_models(settings.curate, judge=False, referee=False)
+        return settings
+    if settings.curate not in (CurateSettings(), curation.settings):
+        raise UserError(f"curate {settings.curate}", rule=f"the curation given was calibrated with {curation.settings}",
+                        repair="pass the same settings to default_curation and to draw, or none to draw")
+    return settings.model_copy(update={"curate": curation.settings})
+
+
 def _claim(out: str | Path, kind: str, settings: Settings, identity: dict[str, object]) -> Path:
     full = {"settings": settings.model_dump(mode="json"), **identity}
+    if getattr(settings, "curate", None) == CurateSettings():  # sets drawn before there were rules still resume
+        full["settings"].pop("curate")
     return claim_folder(Path(out), kind=kind, identity=full)
 
 
 def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice that a caller makes
     generator: Generator | None, labelled: PairSet, *, n: int, seed: int = 0, gates: Gates | None = None,
     out: str | Path, config: str | Path | dict | DrawSettings | None = None, size: int | None = None,
-    supply: Supply | None = None, hosts: ImageSet | None = None, overrides: Sequence[str] = (),
+    supply: Supply | None = None, curation: Curation | None = None, hosts: ImageSet | None = None,
+    overrides: Sequence[str] = (),
 ) -> PairSet | None:
     """Returns the kept pairs, n of them where the gates allow; the rejected ones lie in the folder's own split.
 
@@ -178,6 +195,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
         labelled: real pairs, of training groups only. out: a folder that `datasets.load_dataset` then opens.
         supply: chooses the kept ones among `supply.oversample` times as many, see `default_supply`; those left over
             are rejected with the reason "supply". Its settings are taken where `config` names none.
+        curation: rules that each pair goes through after the gates, see `default_curation`; settings likewise.
         hosts: real images without masks. Objects of the labelled pairs' shapes are painted into those on which the
             gates' judge sees none (mode "object", whatever the generator's own); all around them stays the host's.
 
@@ -185,7 +203,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
         UserError: if `out` holds another run, the pairs do not fit the generator, no pair passes the gates, or more is
             to be drawn than kept and there is no `supply`; for hosts without a judge, or a generator without labels.
     """
-    settings = _supplied(load_config(DrawSettings, config, overrides), supply)
+    settings = _curated(_supplied(load_config(DrawSettings, config, overrides), supply), curation)
     if hosts is not None:
         generator = inserter_of(generator, settings.repaint_share)
     repainter = repainter_of(generator, settings.repaint_share)
@@ -199,8 +217,11 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
     clear = clear_hosts(hosts, arrays, gates, size=side, settings=settings.clear) if hosts is not None else None
     name = generator.content_hash() if generator else "none"
     sampler = generator.sampler_settings() if generator else {"sampler": "none"}
+    if curation is not None:
+        sampler = {**sampler, CURATED: curation.identity}
     origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True),
-                    "insert" if clear else "inpaint" if generator else "source", clear.images.groups if clear else ())
+                    "insert" if clear else "inpaint" if generator else "source", clear.images.groups if clear else (),
+                    curation)
     folder = _claim(out, "draw", settings, {
         "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed,
         "gates": gates.identity if gates else "none", **({"supply": supply.identity} if supply else {}),

@@ -16,12 +16,13 @@ from synth.core.checks import IGNORE, UserError
 from synth.core.files import sha256, write_json
 from synth.core.pairs import Arrays, Pair, Provenance
 from synth.core.space import from_channels, labels_to_keep, pixels_to_unit
+from synth.draw.curation import Curation, curate_batch
 from synth.draw.painters import Painted, Painter
 from synth.draw.sources import Sources
 from synth.draw.supply import Supply, choose_pairs, score_supply
 from synth.formats import read_shards, shard_name, write_shard
 from synth.gates import Gates, Verdict, run_gates
-from synth.generator import KEEPS, kept_by, mode_of
+from synth.generator import CURATED, KEEPS, kept_by, mode_of
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Origin:
     Attributes:
         settings: JSON text of the sampler's; they also say which pixels are kept. prefix: begins the ids.
         host_groups: groups of the images that foreground was put in.
+        curation: the rules that every drawn pair goes through after the gates, or None.
     """
 
     labelled: Arrays
@@ -68,6 +70,7 @@ class Origin:
     settings: str
     prefix: str
     host_groups: tuple[str, ...] = ()
+    curation: Curation | None = None
 
 
 def kept_hash(image: np.ndarray, mask: np.ndarray, settings: str = "{}") -> str:
@@ -106,13 +109,17 @@ def _judge(painted: Painted, keep_in: np.ndarray, gates: Gates | None, origin: O
            supply: Supply | None) -> tuple[np.ndarray, list[Verdict]]:
     unit = pixels_to_unit(painted.pixels, origin.labelled.info.intensity_range)
     labels = torch.from_numpy(painted.labels.astype(np.int64))
+    kept = kept_by(labels, {k: v for k, v in json.loads(origin.settings).items() if k != CURATED})
     verdicts = [Verdict({}, kept=True, reason="")] * len(labels)
     if gates is not None:
-        fresh = ~kept_by(labels, json.loads(origin.settings))
+        fresh = ~kept
         # Outside the window of a pair at native size, pixels and labels are the source's: nothing there is judged.
         outside = torch.from_numpy(keep_in & origin.labelled.is_native) & ~labels_to_keep(labels)
         judged, verdicts = run_gates(unit, torch.where(outside, IGNORE, labels), gates, painted=fresh & ~outside)
         labels = torch.where(outside, labels, judged)
+    if origin.curation is not None:
+        labels, verdicts = curate_batch(unit, labels, verdicts, origin.curation,
+                                        kept=kept | torch.from_numpy(keep_in & origin.labelled.is_native))
     if supply is not None:  # the whole batch, rejected pairs too: its composition must not depend on the gates
         verdicts = [Verdict({**verdict.scores, **scores}, verdict.kept, verdict.reason)
                     for verdict, scores in zip(verdicts, score_supply(unit, labels, supply), strict=True)]
