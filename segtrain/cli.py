@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from synth.core.shell import is_main, refuse, required, run, say, take
+from synth.core.checks import UserError
+from synth.core.shell import is_main, refuse, required, run, say, take, take_number
 
 if TYPE_CHECKING:
     from segtrain.report import Report
@@ -55,20 +56,32 @@ def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool =
 
 @app.command()
 def predict(model: Path = typer.Argument(..., help="out folder of segtrain fit"),
-            overrides: list[str] = typer.Argument(None, metavar="images=DIR out=DIR"),
+            overrides: list[str] = typer.Argument(None, metavar="images=DIR out=DIR [samples=N]"),
             align: str = typer.Option("", metavar="DIR", help="prior of the training images, kind=whole: bring all "
                                       "images to its mean spectrum first; off by default"),
             strength: float = typer.Option(1.0, min=0, max=1, help="how far --align goes"),
             dry_run: bool = DRY_RUN) -> None:
-    """Write a mask for every image of a folder: segtrain predict MODEL images=DIR out=DIR."""
+    """Write a mask for every image of a folder: segtrain predict MODEL images=DIR out=DIR.
+
+    samples=8 writes pairs instead, each image with eight plausible masks of a probabilistic segmenter (method=pulaski):
+    a folder of pairs whose masks synth draw takes as layouts.
+    """
     from segtrain.segmenter import predict as run_predict
 
     images, rest = take(overrides, "images")
     out, rest = take(rest, "out")
+    samples, rest = take_number(rest, "samples", None)
     images, out = required(images, "images", "data/unlabelled"), required(out, "out", "masks")
-    refuse(rest, "images= and out=")
+    refuse(rest, "images=, out= and samples=")
     if dry_run:
-        typer.echo(f"model: {model}\nimages: {images}\nout: {out}\nalign: {align or 'no'}\nstrength: {strength}")
+        typer.echo(f"model: {model}\nimages: {images}\nout: {out}\nalign: {align or 'no'}\nstrength: {strength}\n"
+                   f"samples: {samples}")
+        return
+    if samples is not None:
+        if align:
+            raise UserError(f"--align {align}", rule="plausible masks are drawn of images as they are", repair="leave "
+                            "--align out")
+        _sample(model, images, out, samples)
         return
     say(f"{out}: {len(run_predict(model, images, out=out, align=align or None, strength=strength))} masks")
 
@@ -106,6 +119,16 @@ def methods(name: str = typer.Argument("", help="one of them, or a YAML file; wi
     for path in sorted(METHODS.glob("*.yaml")):
         method = load_method(path)
         say(f"{method.name:<16}{'unlabelled  ' if method.needs('unlabelled') else 'labels only '}{method.citation}")
+
+
+def _sample(model: Path, images: str, out: str, n: int) -> None:
+    from segtrain.plausible import write_plausible
+    from segtrain.segmenter import load_segmenter
+    from synth.formats import load_images
+
+    segmenter = load_segmenter(model)
+    found = load_images(images, channels=segmenter.info.channels, like=segmenter.info)
+    say(f"{out}: {len(write_plausible(segmenter, found, out=out, n=n))} pairs of plausible masks")
 
 
 def _show(found: Report) -> None:

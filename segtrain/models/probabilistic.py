@@ -43,7 +43,7 @@ class PriorDecoder(nn.Module):
         return self.decoder.deep_heads(n_classes)
 
     def levels(self, features: Features) -> Features:
-        """Returns what the decoder makes at each level, fine to coarse; the finest, (B, D + 2L, h, w), has the prior."""
+        """Returns what the decoder makes at each level, fine to coarse; the finest with the prior, D + 2L channels."""
         fine, *further = self.decoder.levels(features)
         raw = self.prior(features[-1].mean(dim=(2, 3)))[..., None, None]
         return [torch.cat([fine, raw.expand(-1, -1, *fine.shape[-2:])], dim=1), *further]

@@ -22,7 +22,8 @@ def load_held_out(folder: str | None, data: DataSettings, labelled: PairSet) -> 
     return load_pairs(folder, mask_map=data.mask_map, channels=labelled.info.channels, like=labelled.info)
 
 
-def run_curate(made: Path, overrides: Sequence[str], data: DataSettings, *, held_out: str | None, dry_run: bool) -> None:
+def run_curate(made: Path, overrides: Sequence[str], data: DataSettings, *, held_out: str | None,
+               dry_run: bool) -> None:
     """Runs `synth curate MADE`, and says how many pairs stay.
 
     Raises:

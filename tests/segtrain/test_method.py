@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from scenes import PAIRS, SETTINGS, changed, run, weights
+from scenes import PAIRS, SETTINGS, changed, for_phantom, run, weights
 from torch import nn
 
 from segtrain.method import METHODS, Schedule, load_method, method_text
@@ -167,7 +167,8 @@ def test_every_packaged_method_survives_there_and_back_and_trains(path: Path, tm
     assert method.name == path.stem and method.citation
     (tmp_path / "again.yaml").write_text(method_text(method))
     assert load_method(tmp_path / "again.yaml") == method
-    recipe, logs = run(method, 2, unlabelled=method.needs("unlabelled"))
+    method, settings = for_phantom(method)
+    recipe, logs = run(method, 2, unlabelled=method.needs("unlabelled"), settings=settings)
     assert all(torch.isfinite(value).all() for line in logs for value in line.values())
     assert all(torch.isfinite(p).all() for p in recipe.predictor().parameters())
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scenes import latent_settings
 
 import synth.core.pretrained
 from segtrain.models import MODELS, Ensemble, Part, SegNet, build_model, check_size, partner_of
@@ -24,7 +25,10 @@ UNETPP = ModelSettings(name="unetpp", channels=(8, 16, 24), deep_supervision=Tru
 QUERIES = ModelSettings(name="queries", channels=(8, 16, 24), n_queries=5)
 SEGFORMER = ModelSettings(name="segformer", channels=(8, 16, 16))
 DEEPLAB = ModelSettings(name="deeplabv3plus", encoder="resnet18", channels=(8,))
-NETS = [TINY, LITE, UNET, UNETPP, QUERIES, SEGFORMER, DEEPLAB]
+PROB_TINY = ModelSettings(name="prob_tiny", channels=(8, 16, 24), latent=3, n_samples=5)
+PROB_LITE = ModelSettings(name="prob_lite", channels=(8, 8, 8, 8))
+GMS = latent_settings().model
+NETS = [TINY, LITE, UNET, UNETPP, QUERIES, SEGFORMER, DEEPLAB, PROB_TINY, PROB_LITE, GMS]
 INFO = DataInfo(("background", "object"), 1, 8, (0.0, 255.0))
 
 

@@ -1,0 +1,95 @@
+"""Several plausible masks of one image: drawn, measured against those of raters, and written as a source of layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from segtrain.models.probabilistic import Plausible
+from segtrain.models.segnet import Part, SegNet
+from segtrain.segmenter import Segmenter
+from synth.core.checks import IGNORE, UserError
+from synth.core.pairs import ImageSet, PairSet, memory_set
+from synth.core.rng import sample_rng
+from synth.core.space import pixels_to_unit, to_channels
+from synth.formats import write_folder
+
+
+@torch.no_grad()
+def sample_masks(segmenter: Segmenter, images: torch.Tensor, *, n: int, rngs: Sequence[torch.Generator]
+                 ) -> torch.Tensor:
+    """Returns n plausible masks of each image as probabilities (B, n, K, H, W); their mean is its probability.
+
+    Args:
+        images: unit (B, C, H, W), of any size. rngs: one for each image; its masks depend on it and the image alone.
+
+    Raises:
+        UserError: if the segmenter's network says one thing about an image.
+    """
+    net = segmenter.net
+    if not isinstance(net, SegNet) or not isinstance(net.heads[0], Plausible):
+        raise UserError("samples", rule="this segmenter draws no masks, it says one thing about an image", repair="train "
+                        "one with method=pulaski")
+    head, native, size = net.heads[0], images.shape[-2:], (segmenter.size, segmenter.size)
+    noise = torch.stack([torch.randn((n, head.latent), generator=rng) for rng in rngs])
+    if native != size:
+        images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+    device = next(net.parameters()).device
+    hidden = net(images.to(device), [Part(len(images))]).hidden
+    prob = head.draw(hidden, noise).float().softmax(dim=2).flatten(0, 1)
+    if native != size:
+        prob = F.interpolate(prob, native, mode="bilinear", align_corners=False)
+    return prob.unflatten(0, (len(images), n)).cpu()
+
+
+def uncertainty(prob: torch.Tensor) -> torch.Tensor:
+    """Returns the entropy (B, H, W), nats, of the mean of plausible masks (B, N, K, H, W): where raters would differ."""
+    mean = prob.mean(dim=1)
+    return -torch.xlogy(mean, mean).sum(dim=1)
+
+
+def _distances(a: torch.Tensor, b: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """Returns 1 - IoU (N, M) of labels (N, H, W) and (M, H, W), mean over foreground classes that either shows."""
+    counted = (a[:, None] != IGNORE) & (b[None] != IGNORE)
+    total, n = torch.zeros(len(a), len(b)), torch.zeros(len(a), len(b))
+    for k in range(1, n_classes):
+        mine, theirs = (a[:, None] == k) & counted, (b[None] == k) & counted
+        union = (mine | theirs).sum((2, 3))
+        total += torch.where(union > 0, 1 - (mine & theirs).sum((2, 3)) / union.clamp(min=1), 0)
+        n += union > 0
+    return total / n.clamp(min=1)
+
+
+def generalised_energy(drawn: torch.Tensor, raters: torch.Tensor, *, n_classes: int) -> float:
+    """Returns the squared generalised energy distance, 2 E d(S, Y) - E d(S, S') - E d(Y, Y') with d = 1 - IoU.
+
+    0 where the drawn labels (N, H, W) are spread as the raters' (M, H, W), whatever they say; d is 0 for two empty
+    masks. Kohl et al. 2018, eq. 4.
+    """
+    across = _distances(drawn, raters, n_classes).mean()
+    return float(2 * across - _distances(drawn, drawn, n_classes).mean() - _distances(raters, raters, n_classes).mean())
+
+
+def write_plausible(segmenter: Segmenter, images: ImageSet, *, out: str | Path, n: int = 8, seed: int = 0) -> PairSet:
+    """Returns pairs of each image with n of its plausible masks, written to the folder `out`: a source of layouts.
+
+    Ids are ID-0, ID-1, ...; each keeps its image's group, so nothing drawn from one of them gets past a split.
+
+    Raises:
+        UserError: as `sample_masks`, or if `out` holds something.
+    """
+    pixels, masks, ids, groups = [], [], [], []
+    for pair in images:
+        unit = pixels_to_unit(to_channels(pair.image)[None], segmenter.info.intensity_range)
+        prob = sample_masks(segmenter, unit, n=n, rngs=[sample_rng(seed, "plausible", pair.id)])[0]
+        for k, labels in enumerate(prob.argmax(dim=1).to(torch.uint8).numpy()):
+            pixels.append(pair.image)
+            masks.append(labels)
+            ids.append(f"{pair.id}-{k}")
+            groups.append(pair.group)
+    pairs = memory_set(pixels, masks, segmenter.info, ids=ids, groups=groups)
+    write_folder(pairs, Path(out))
+    return pairs
