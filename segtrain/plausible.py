@@ -31,8 +31,8 @@ def sample_masks(segmenter: Segmenter, images: torch.Tensor, *, n: int, rngs: Se
     """
     net = segmenter.net
     if not isinstance(net, SegNet) or not isinstance(net.heads[0], Plausible):
-        raise UserError("samples", rule="this segmenter draws no masks, it says one thing about an image", repair="train "
-                        "one with method=pulaski")
+        raise UserError("samples", rule="this segmenter draws no masks, it says one thing of an image", repair="train"
+                        " one with method=pulaski")
     head, native, size = net.heads[0], images.shape[-2:], (segmenter.size, segmenter.size)
     noise = torch.stack([torch.randn((n, head.latent), generator=rng) for rng in rngs])
     if native != size:
@@ -46,7 +46,7 @@ def sample_masks(segmenter: Segmenter, images: torch.Tensor, *, n: int, rngs: Se
 
 
 def uncertainty(prob: torch.Tensor) -> torch.Tensor:
-    """Returns the entropy (B, H, W), nats, of the mean of plausible masks (B, N, K, H, W): where raters would differ."""
+    """Returns the entropy (B, H, W), nats, of the mean of plausible masks (B, N, K, H, W): where raters may differ."""
     mean = prob.mean(dim=1)
     return -torch.xlogy(mean, mean).sum(dim=1)
 

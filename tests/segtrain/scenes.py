@@ -145,9 +145,9 @@ def native_pairs(shapes: tuple[tuple[int, int], ...] = ((50, 40), (36, 64), (20,
 
 def latent_settings(**model: object) -> SegmentSettings:
     """Returns the settings of a latent mapping around an untrained autoencoder, which is enough to see it work."""
-    vae = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [8, 8], "norm_num_groups": 8,
-           "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
-           "layers_per_block": 1, "mid_block_add_attention": False}
+    vae = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [8, 8],
+           "norm_num_groups": 8, "down_block_types": ["DownEncoderBlock2D"] * 2,
+           "up_block_types": ["UpDecoderBlock2D"] * 2, "layers_per_block": 1, "mid_block_add_attention": False}
     settings = ModelSettings(name="gms", channels=(8, 16), autoencoder=json.dumps(vae), **model)
     return SETTINGS.model_copy(update={"model": settings})
 

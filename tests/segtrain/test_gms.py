@@ -157,7 +157,7 @@ def test_a_cut_run_resumes_to_the_same_bytes(vae: Path, tmp_path: Path, monkeypa
 
 
 def test_importing_the_trainer_brings_no_diffusers_in() -> None:
-    code = "import sys, segtrain, segtrain.models, segtrain.method, segtrain.recipe; assert 'diffusers' not in sys.modules"
+    code = "import sys, segtrain, segtrain.models, segtrain.recipe; assert 'diffusers' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -166,7 +166,8 @@ def test_ignored_cells_teach_the_mapping_nothing() -> None:
     net = build_model("gms", 1, 2, latent_settings().model)
     labels = scene.supervised.labels.clone()
     labels[:, :, :8] = IGNORE
-    scene.topology, scene.supervised, scene.step = Topology({"student": net}), replace(scene.supervised, labels=labels), 1
+    scene.topology, scene.step = Topology({"student": net}), 1
+    scene.supervised = replace(scene.supervised, labels=labels)
     wanted = net.encoder.latents(net.heads[0].paint(labels.masked_fill(labels == IGNORE, 0)))
     term, left, right = LatentMap(), wanted.clone(), wanted.clone()
     left[..., :4] += 1

@@ -1,4 +1,4 @@
-"""Several plausible masks: distances and divergence in closed form, moved borders, what the method asks of the spread."""
+"""Several plausible masks: distances and divergence in closed form, moved borders, and the spread that is asked for."""
 
 from __future__ import annotations
 
@@ -145,14 +145,14 @@ def test_plausible_masks_are_a_set_of_pairs_of_the_same_groups(tmp_path: Path) -
     assert len(found) == 2 * len(PAIRS) and set(found.groups) == set(PAIRS.groups)
     assert dict(zip(found.ids, found.groups, strict=True)) == {
         f"{i.id}-{k}": i.group for i in PAIRS.items for k in range(2)}
-    tiny = build_model("tiny", 1, 2, ModelSettings(name="tiny", channels=(8, 16)))
-    plain = Segmenter(tiny, SegmenterConfig(model=ModelSettings(name="tiny", channels=(8, 16)), info=PAIRS.info, size=32))
+    tiny = SETTINGS.model
+    plain = Segmenter(build_model("tiny", 1, 2, tiny), SegmenterConfig(model=tiny, info=PAIRS.info, size=32))
     with pytest.raises(UserError, match="method=pulaski"):
         sample_masks(plain, torch.zeros(1, 1, 32, 32), n=2, rngs=[sample_rng(0)])
 
 
 def test_training_with_spread_labels_spreads_the_masks() -> None:
-    """Labels that differ widely leave more doubt at borders than labels that do not, and KL joins prior and posterior."""
+    """Labels that differ widely leave more spread in what is drawn than labels that do not."""
     doubt = []
     for size in (0.0, 0.08):
         use = {"plausible_masks": {"shifts": {"n": 4, "shift": size, "wave": 0.0}}}

@@ -77,7 +77,8 @@ def test_a_pixel_at_1_24_of_its_class_mean_stays_and_one_at_1_26_goes() -> None:
 def test_a_class_that_no_real_image_shows_is_never_ignored_and_a_perfect_judge_ignores_no_sure_pixel() -> None:
     labels = torch.tensor([[[2, 1]]])
     p = torch.full((1, 3, 1, 2), 1e-6)
-    assert ignore_unlikely(p, labels, ClassLosses((0.1, 0.1, math.inf), "trained"), factor=1.25).tolist() == [[[2, 255]]]
+    losses = ClassLosses((0.1, 0.1, math.inf), "trained")
+    assert ignore_unlikely(p, labels, losses, factor=1.25).tolist() == [[[2, 255]]]
 
     def perfect(images: torch.Tensor) -> torch.Tensor:
         p = (images.mean(1) > 0.5).float()
@@ -95,7 +96,8 @@ def test_class_means_are_over_the_pixels_of_all_folds() -> None:
     total, n = np.zeros(2), np.zeros(2)
     for predict, pairs in ((brightness_judge, first), (soft_referee, second)):
         for pair in pairs:
-            unit, labels = pixels_to_unit(pair.image[None, None], (0, 255)), torch.from_numpy(pair.mask.astype(int))[None]
+            unit = pixels_to_unit(pair.image[None, None], (0, 255))
+            labels = torch.from_numpy(pair.mask.astype(int))[None]
             loss = pixel_loss(predict(unit), labels).numpy()
             for c in (0, 1):
                 total[c] += loss[labels == c].sum()
