@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from segtrain.transforms.warps import Rngs
 
 
+LARGEST = 0.45
+"""Of the greatest depth of the thinnest class, what a border may move: less than half, and its deepest pixel is safe."""
+
+
 class ShiftSettings(Settings):
     """How much two raters differ.
 
@@ -67,15 +71,16 @@ def apply_shifts(labels: torch.Tensor, shifts: Shifts) -> torch.Tensor:
     """Returns plausible labels (B, 1 + N, H, W) of labels (B, H, W): themselves, and N with moved borders.
 
     Each pixel goes to the class in which it lies deepest, once a foreground class's depth is raised by twice its shift:
-    the neighbour's depth falls as its own rises. No border moves inwards by more than half of its class's greatest
-    depth, so no class vanishes; a pixel that is ignored stays so.
+    the neighbour's depth falls as its own rises. No border moves by half of the greatest depth of the thinnest class
+    that is there, so no foreground class vanishes; a pixel that is ignored stays so.
     """
     n_classes, size = shifts.whole.shape[2], labels.shape[-2:]
     waves = F.interpolate(shifts.waves.flatten(0, 1), size, mode="bicubic", align_corners=True)
     move = max(size) * (waves.unflatten(0, shifts.whole.shape[:2]) + shifts.whole[..., None, None])
     depth = torch.from_numpy(np.stack([depths(one, n_classes) for one in labels.cpu().numpy()]))
-    least = -0.5 * depth.flatten(2).amax(dim=2).clamp(min=0)[:, None, :, None, None]
-    move = move.maximum(least)
+    deepest = depth[:, 1:].flatten(2).amax(dim=2)
+    limit = LARGEST * deepest.masked_fill(deepest < 0, torch.inf).amin(dim=1)[:, None, None, None, None]
+    move = move.minimum(limit).maximum(-limit)
     move[:, :, 0] = 0
     moved = (depth[:, None] + 2 * move).argmax(dim=2).to(labels)
     moved = torch.where(labels[:, None] == IGNORE, IGNORE, moved)

@@ -54,7 +54,7 @@ class SelectSettings(Settings):
         seed: of the part that is chosen at random. shard_size: pairs per file. batch_size: pairs looked at together.
     """
 
-    curate: CurateSettings = CurateSettings(ignore=1.25, min_agreement=0.8)
+    curate: CurateSettings = CurateSettings()
     budget: int | None = Field(None, ge=1)
     rank: RankSettings = RankSettings()
     seed: int = 0

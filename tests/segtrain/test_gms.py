@@ -46,13 +46,13 @@ def test_classes_have_colours_of_their_own_background_black(n_classes: int, chan
 class Mirror(torch.nn.Module):
     """A codec that gives back what it is given."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns x (B, C, H, W), as mean and log-variance for an encoder."""
-        return torch.cat([x, torch.zeros_like(x)], dim=1) if self.first else x
-
     def __init__(self, *, first: bool) -> None:
         super().__init__()
         self.first = first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns x (B, C, H, W), as mean and log-variance for an encoder."""
+        return torch.cat([x, torch.zeros_like(x)], dim=1) if self.first else x
 
 
 def test_a_perfect_codec_gives_masks_back_and_the_nearest_colour_wins() -> None:

@@ -124,7 +124,7 @@ def test_drawn_masks_differ_and_depend_on_image_and_generator_alone() -> None:
 
     prob = draw(slice(None))
     assert prob.shape == (3, 6, 2, 32, 32) and torch.allclose(prob.sum(2), torch.ones(3, 6, 32, 32), atol=1e-5)
-    assert torch.allclose(draw(slice(1, 2))[0], prob[1], atol=1e-6) and float(prob[0].std(dim=0).max()) > 0.05
+    assert torch.allclose(draw(slice(1, 2))[0], prob[1], atol=1e-5) and float(prob[0].std(dim=0).max()) > 0.05
     assert (uncertainty(prob) >= 0).all() and float(uncertainty(prob).max()) <= math.log(2) + 1e-6
     certain = torch.zeros(1, 3, 2, 4, 4)
     certain[:, :, 1] = 1
