@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 LARGEST = 0.45
-"""Of the greatest depth of the thinnest class, what a border may move: less than half, and its deepest pixel is safe."""
+"""Of the greatest depth of the thinnest class a border may move: less than half, so its deepest pixel is safe."""
 
 
 class ShiftSettings(Settings):

@@ -140,7 +140,8 @@ def test_switched_off_it_leaves_no_trace(tmp_path: Path) -> None:
 def test_kept_pixels_stay_kept_when_labels_go(mode: str, tmp_path: Path) -> None:
     made = drawn(tmp_path / "made", mode=mode)
     rules = SelectSettings(curate=CurateSettings(ignore=1.25, kept_too=True), shard_size=3)
-    found = curate(tmp_path / "made", half_blind_judge, None, PAIRS, out=tmp_path / "out", held_out=others(), config=rules)
+    found = curate(tmp_path / "made", half_blind_judge, None, PAIRS, out=tmp_path / "out", held_out=others(),
+                   config=rules)
     assert synth.verify_shards(tmp_path / "out") == [] and found.ids == made.ids
     n_lost = 0
     for before, after in zip(made, found, strict=True):
@@ -157,7 +158,7 @@ def test_kept_pixels_stay_kept_when_labels_go(mode: str, tmp_path: Path) -> None
 
 
 def test_the_budget_is_kept_and_the_choice_is_the_supplys(made: Path, tmp_path: Path) -> None:
-    config = {"curate": {"ignore": None, "min_agreement": 0}, "budget": 3, "rank": {"hard_share": 1.0, "clip": 1.0, "min_consistency": 0.0}}
+    config = {"budget": 3, "rank": {"hard_share": 1.0, "clip": 1.0, "min_consistency": 0.0}}
     found = curate(made, brightness_judge, soft_referee, PAIRS, out=tmp_path / "a", config=config)
     left = read_shards(tmp_path / "a", "rejected")
     assert len(found) == 3 and len(left) == 4 and {i.made.reason for i in left.items} == {BUDGET}
