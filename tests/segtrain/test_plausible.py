@@ -20,7 +20,6 @@ from segtrain.segmenter import Segmenter, SegmenterConfig
 from segtrain.settings import ModelSettings
 from synth.core.checks import IGNORE, UserError
 from synth.core.rng import sample_rng
-from synth.core.space import pixels_to_unit
 from synth.formats import load_pairs
 
 MODEL = ModelSettings(name="prob_tiny", channels=(8, 16), latent=3, n_samples=4)
@@ -159,7 +158,8 @@ def test_what_the_distance_asks_for_is_spread_where_a_pixel_loss_asks_for_the_me
         drawn = (0.5 + 0.02 * torch.linspace(-1, 1, 8, dtype=torch.float64))[None, :, None].requires_grad_()
         optimizer = torch.optim.Adam([drawn], lr=0.02)
         for _ in range(150):
-            loss = cloud_distance(drawn, raters, blur=blur).sum() if by_distance else (drawn - raters.mT).square().mean()
+            by_pixel = (drawn - raters.mT).square().mean()
+            loss = cloud_distance(drawn, raters, blur=blur).sum() if by_distance else by_pixel
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
