@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from segtrain.models.segnet import Features, SegNet, Widths
-from segtrain.models.tiny import Door
 from synth.core.rng import sample_rng
 
 WIDEST = 4.0
@@ -65,7 +64,9 @@ class Plausible(nn.Module):
         self.latent = latent
         # The first 1x1 convolution of (pixels, numbers) is the sum of one of each: pixels go through it once.
         self.of_pixels, self.of_numbers = nn.Conv2d(width, width, 1), nn.Linear(latent, width, bias=False)
-        self.rest = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU(), Door(width, n_classes))
+        # Enlarged smoothly: a class for each of 2x2 pixels by itself would give borders a comb where numbers move them.
+        self.rest = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, n_classes, 1),
+                                  nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
         self.register_buffer("noise", fixed_noise(n_samples, latent))
 
     def prior(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
