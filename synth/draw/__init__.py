@@ -1,8 +1,8 @@
 """Draws synthetic pairs: layouts -> generator -> gates -> shards. Resumable, the same for any number of processes."""
 
-from synth.draw.run import CopyPasteSettings, DrawSettings, draw, draw_copypaste, draw_roundtrip
+from synth.draw.run import CopyPasteSettings, DrawSettings, draw, draw_copypaste, draw_layouts, draw_roundtrip
 from synth.draw.shards import verify_shards
 from synth.draw.supply import Supply, SupplySettings, default_supply
 
 __all__ = ["CopyPasteSettings", "DrawSettings", "Supply", "SupplySettings", "default_supply", "draw", "draw_copypaste",
-           "draw_roundtrip", "verify_shards"]
+           "draw_layouts", "draw_roundtrip", "verify_shards"]

@@ -17,6 +17,7 @@ from synth.core.files import claim_folder, sweep
 from synth.core.pairs import Arrays, ImageSet, Pair, PairSet
 from synth.core.rng import one_thread
 from synth.diffusion.inpaint import blend_alpha
+from synth.draw.free import SHOWN, check_layout, label_painter, shapes_of
 from synth.draw.hosts import Hosts, clear_hosts, insert_pairs
 from synth.draw.modes import inserter_of, repaint_sources, repainter_of
 from synth.draw.painters import (
@@ -35,7 +36,7 @@ from synth.formats import read_shards, shard_name, write_dataset_files
 from synth.gates import Gates
 from synth.gates.gates import Predict
 from synth.generator import Generator
-from synth.layouts import LayoutSettings, learn_anatomy
+from synth.layouts import LayoutSettings, ShapeModel, Shapes, learn_anatomy
 
 
 class DrawSettings(Settings):
@@ -69,16 +70,16 @@ class CopyPasteSettings(Settings):
 
 
 def _transform(origin: Origin, settings: DrawSettings, *, seed: int, window: Window | None, hosts: Hosts | None,
-               repainter: Generator | None) -> Callable[[Sequence[str]], Sources]:
+               repainter: Generator | None, shapes: Shapes | None = None) -> Callable[[Sequence[str]], Sources]:
     """Returns what turns keys of candidates into the sources that are painted."""
     rows, layout = rows_with_foreground(origin.labelled), settings.layout
     anatomy = learn_anatomy(hosts.donors if hosts else origin.labelled, layout)
 
     def transform(keys: Sequence[str]) -> Sources:
         if hosts is not None:
-            return insert_pairs(hosts, keys, seed=seed, layout=layout, anatomy=anatomy)
+            return insert_pairs(hosts, keys, seed=seed, layout=layout, anatomy=anatomy, shapes=shapes)
         sources = transform_pairs(origin.labelled, keys, rows=rows, seed=seed, layout=layout, anatomy=anatomy,
-                                  window=window)
+                                  window=window, shapes=shapes)
         return sources if repainter is None else repaint_sources(sources, repainter, share=settings.repaint_share)
 
     return transform
@@ -86,8 +87,8 @@ def _transform(origin: Origin, settings: DrawSettings, *, seed: int, window: Win
 
 def _run(out: Path, painter: Painter, *, origin: Origin, gates: Gates | None, settings: DrawSettings, n: int,  # noqa: PLR0913
          seed: int, supply: Supply | None = None, window: Window | None = None, hosts: Hosts | None = None,
-         repainter: Generator | None = None) -> PairSet | None:
-    transform = _transform(origin, settings, seed=seed, window=window, hosts=hosts, repainter=repainter)
+         repainter: Generator | None = None, shapes: Shapes | None = None) -> PairSet | None:
+    transform = _transform(origin, settings, seed=seed, window=window, hosts=hosts, repainter=repainter, shapes=shapes)
     batch_size = 1 if origin.labelled.is_native else settings.batch_size  # at native size no two pairs need be alike
     plan = Plan(n, settings.shard_size, batch_size, settings.max_tries,
                 oversample=settings.supply.oversample if supply else 1.0)
@@ -166,7 +167,8 @@ def _claim(out: str | Path, kind: str, settings: Settings, identity: dict[str, o
 def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice that a caller makes
     generator: Generator | None, labelled: PairSet, *, n: int, seed: int = 0, gates: Gates | None = None,
     out: str | Path, config: str | Path | dict | DrawSettings | None = None, size: int | None = None,
-    supply: Supply | None = None, hosts: ImageSet | None = None, overrides: Sequence[str] = (),
+    supply: Supply | None = None, hosts: ImageSet | None = None, shape: ShapeModel | None = None,
+    overrides: Sequence[str] = (),
 ) -> PairSet | None:
     """Returns the kept pairs, n of them where the gates allow; the rejected ones lie in the folder's own split.
 
@@ -180,14 +182,17 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
             are rejected with the reason "supply". Its settings are taken where `config` names none.
         hosts: real images without masks. Objects of the labelled pairs' shapes are painted into those on which the
             gates' judge sees none (mode "object", whatever the generator's own); all around them stays the host's.
+        shape: draws the layouts, where `layout.source` is "shape".
 
     Raises:
         UserError: if `out` holds another run, the pairs do not fit the generator, no pair passes the gates, or more is
-            to be drawn than kept and there is no `supply`; for hosts without a judge, or a generator without labels.
+            to be drawn than kept and there is no `supply`; for hosts without a judge, or a generator without labels;
+            for labels that change shape over pixels that are kept.
     """
     settings = _supplied(load_config(DrawSettings, config, overrides), supply)
     if hosts is not None:
         generator = inserter_of(generator, settings.repaint_share)
+    check_layout(settings.layout, generator, hosts=hosts is not None)
     repainter = repainter_of(generator, settings.repaint_share)
     side = generator.size if generator else size
     if side is None:
@@ -197,6 +202,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
         _check_fit(generator, arrays, labelled.where)
     _check(n, arrays)
     clear = clear_hosts(hosts, arrays, gates, size=side, settings=settings.clear) if hosts is not None else None
+    shapes = shapes_of(shape, settings.layout, clear.donors if clear else arrays, size=side)
     name = generator.content_hash() if generator else "none"
     sampler = generator.sampler_settings() if generator else {"sampler": "none"}
     origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True),
@@ -204,10 +210,29 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
     folder = _claim(out, "draw", settings, {
         "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed,
         "gates": gates.identity if gates else "none", **({"supply": supply.identity} if supply else {}),
-        **({"hosts": clear.identity} if clear else {})})
+        **({"hosts": clear.identity} if clear else {}), **({"shape": shapes.identity} if shapes else {})})
     painter = generator_painter(generator) if generator else no_painter
     return _run(folder, painter, origin=origin, gates=gates, settings=settings, n=n, seed=seed, supply=supply,
-                window=_window(generator, settings), hosts=clear, repainter=repainter)
+                window=_window(generator, settings), hosts=clear, repainter=repainter, shapes=shapes)
+
+
+def draw_layouts(  # noqa: PLR0913 - as `draw`
+    labelled: PairSet, *, n: int, seed: int = 0, size: int, out: str | Path,
+    config: str | Path | dict | DrawSettings | None = None, shape: ShapeModel | None = None,
+) -> PairSet | None:
+    """Returns n layouts as `draw` would give them to a generator that keeps nothing: their images show the labels.
+
+    Raises:
+        UserError: as `draw`.
+    """
+    settings, arrays = load_config(DrawSettings, config), labelled.arrays(size)
+    _check(n, arrays)
+    shapes = shapes_of(shape, settings.layout, arrays, size=size)
+    folder = _claim(out, "layouts", settings, {"labelled": arrays.fingerprint(), "n": n, "seed": seed,
+                                               "shape": shapes.identity if shapes else "none"})
+    origin = Origin(arrays, "none", json.dumps(SHOWN, sort_keys=True), "layout")
+    return _run(folder, label_painter(arrays), origin=origin, gates=None, settings=settings, n=n, seed=seed,
+                shapes=shapes)
 
 
 def draw_roundtrip(  # noqa: PLR0913 - as `draw`
@@ -220,6 +245,7 @@ def draw_roundtrip(  # noqa: PLR0913 - as `draw`
         UserError: as `draw`; also if the generator has no autoencoder.
     """
     settings, side = load_config(DrawSettings, config), generator.size
+    check_layout(settings.layout, None)
     arrays = labelled.native(side) if _native(generator) else labelled.arrays(side)
     _check_fit(generator, arrays, labelled.where)
     _check(n, arrays)
@@ -246,6 +272,7 @@ def draw_copypaste(  # noqa: PLR0913 - as `draw`
         UserError: as `draw`.
     """
     settings, paste = load_config(DrawSettings, config), paste or CopyPasteSettings()
+    check_layout(settings.layout, None)
     arrays = labelled.arrays(size)
     _check(n, arrays)
     pile = unlabelled.arrays(size) if unlabelled is not None and predict is not None else None

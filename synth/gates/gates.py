@@ -17,10 +17,11 @@ from synth.core.files import hash_json, sha256
 from synth.core.pairs import Arrays, ImageSet, PairSet
 from synth.core.rng import one_thread
 from synth.core.space import labels_to_keep, pixels_to_unit
-from synth.gates.scores import faithfulness, false_foreground, highest_correlation, thumbnails
+from synth.gates.scores import faithfulness, false_foreground, highest_correlation, plausibility, thumbnails
 
 if TYPE_CHECKING:
     from synth.gates.probe import SeamProbe
+    from synth.layouts import ShapeModel
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 """Unit images (B, C, H, W) -> class probabilities (B, K, H, W): the judge."""
@@ -37,6 +38,8 @@ class GateSettings(Settings):
         clear_px: distance from the foreground within which the judge may err: an outline is no second object.
         novelty_quantile: quantile of the correlation between real images of different groups that a painted
             region may not exceed.
+        plausibility: smallest share of real label maps that may be at least as surprising, to the shape model, as the
+            pair's.
     """
 
     faithfulness: float = Field(0.6, ge=0, le=1)
@@ -44,6 +47,7 @@ class GateSettings(Settings):
     max_false_foreground: float = Field(0.05, ge=0, le=1)
     clear_px: int = Field(4, ge=0)
     novelty_quantile: float = Field(0.99, gt=0, le=1)
+    plausibility: float = Field(0.02, ge=0, lt=1)
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ class Gates:
         predict: the judge, or None: then only novelty is scored.
         bank: grey thumbnails of the training images and their mirror images, (N, D).
         min_faithfulness, max_correlation: calibrated thresholds.
-        identity: hash of thresholds, bank, seam probe and of the judge's answers on the labelled images.
+        identity: hash of thresholds, bank, seam probe, shape model and of the judge's answers on the labelled images.
         seam: finds kept places, or None: then seams are not scored. It brings its own threshold.
+        shape: knows label maps, or None: then plausibility is not scored. It brings its own calibration.
     """
 
     predict: Predict | None
@@ -74,6 +79,7 @@ class Gates:
     max_correlation: float
     identity: str
     seam: SeamProbe | None = None
+    shape: ShapeModel | None = None
 
 
 THUMB = 32
@@ -110,14 +116,16 @@ def predict_batched(predict: Predict, images: torch.Tensor, *, batch_size: int =
         return torch.cat([predict(chunk).float().cpu() for chunk in images.split(batch_size)])
 
 
-def default_gates(predict: Predict | None, labelled: PairSet, *, training: ImageSet | None = None, size: int,
-                  settings: GateSettings | None = None, seam: SeamProbe | None = None) -> Gates:
+def default_gates(predict: Predict | None, labelled: PairSet, *, training: ImageSet | None = None, size: int,  # noqa: PLR0913
+                  settings: GateSettings | None = None, seam: SeamProbe | None = None,
+                  shape: ShapeModel | None = None) -> Gates:
     """Returns gates calibrated on real images: `labelled` pairs for the judge, `training` images for novelty.
 
     Args:
         predict: unit images (B, C, size, size) -> probabilities (B, K, size, size); None leaves the judge's gates out.
         training: all images that the generator saw; the labelled ones if None.
         seam: a probe of `fit_seam_probe`, fitted on this generator at this size; None leaves the seam gate out.
+        shape: a shape model fitted at this size; None leaves the plausibility gate out.
     """
     settings = settings or GateSettings()
     pairs = labelled.arrays(size)
@@ -136,7 +144,11 @@ def default_gates(predict: Predict | None, labelled: PairSet, *, training: Image
              "correlation": max_correlation, "bank": sha256(bank.numpy().tobytes())}
     if seam is not None:  # no key without it: sets drawn before there were probes still resume
         facts["seam"] = seam.identity()
-    return Gates(predict, bank, settings, min_faithfulness, max_correlation, hash_json(facts), seam)
+    if shape is not None:
+        facts["shape"] = shape.content_hash()
+    else:
+        facts["settings"] = settings.model_dump(exclude={"plausibility"})
+    return Gates(predict, bank, settings, min_faithfulness, max_correlation, hash_json(facts), seam, shape)
 
 
 def _verdict(scores: dict[str, float], gates: Gates) -> Verdict:
@@ -149,6 +161,8 @@ def _verdict(scores: dict[str, float], gates: Gates) -> Verdict:
         reasons.append(f"correlation {scores['correlation']:.3f} > {gates.max_correlation:.3f}")
     if gates.seam is not None and scores["seam"] > gates.seam.threshold:
         reasons.append(f"seam {scores['seam']:.2f} > {gates.seam.threshold:.2f}")
+    if scores.get("plausibility", 1.0) < gates.settings.plausibility:
+        reasons.append(f"plausibility {scores['plausibility']:.3f} < {gates.settings.plausibility:.3f}")
     return Verdict({k: round(v, 5) for k, v in scores.items()}, not reasons, "; ".join(reasons))
 
 
@@ -162,7 +176,7 @@ def run_gates(images: torch.Tensor, labels: torch.Tensor, gates: Gates, *,
         painted: (B, H, W) bool, the pixels that are no source's, whose novelty is scored; all but the foreground if
             None.
     """
-    near = 2 * gates.settings.clear_px + 1
+    layouts, near = labels, 2 * gates.settings.clear_px + 1
     keep = labels_to_keep(labels)
     outside = F.max_pool2d(keep[:, None].float(), near, stride=1, padding=near // 2)[:, 0] < 0.5
     outside = outside & (labels != IGNORE)
@@ -177,5 +191,7 @@ def run_gates(images: torch.Tensor, labels: torch.Tensor, gates: Gates, *,
         labels = torch.where(false, IGNORE, labels)
     if gates.seam is not None:
         columns["seam"] = gates.seam.score(images, ~fresh)
+    if gates.shape is not None:
+        columns["plausibility"] = plausibility(gates.shape.percentile(layouts))
     rows = [{name: float(column[i]) for name, column in columns.items()} for i in range(len(images))]
     return labels, [_verdict(row, gates) for row in rows]

@@ -34,6 +34,15 @@ def false_foreground(probabilities: torch.Tensor, outside: torch.Tensor, *, conf
     return (1 - probabilities[:, 0] > confidence) & outside
 
 
+def plausibility(percentile: torch.Tensor) -> torch.Tensor:
+    """Returns the share of real label maps at least as surprising as each pair's, (B,) in [0, 1]; 0 = none is.
+
+    Args:
+        percentile: (B,), the share of real label maps that are less surprising to a shape model.
+    """
+    return 1 - percentile
+
+
 def thumbnails(images: torch.Tensor, size: int) -> torch.Tensor:
     """Returns grey thumbnails (B, size * size) of unit images (B, C, H, W)."""
     return F.adaptive_avg_pool2d(images.mean(1, keepdim=True), size).flatten(1)
