@@ -80,8 +80,9 @@ def staple(images: Sequence[Patterns], *, n_classes: int, n_raters: int, start: 
 
     E, eq. 16 with several classes: W_s = pi_s prod_r theta_r[s, d_r], scaled to sum 1 over s; M, eq. 18:
     theta_r[s, d] = sum_{i: d_ir = d} W_is / sum_i W_is over the pixels that r labelled. With two classes theta[1, 1] is
-    the sensitivity p, theta[0, 0] the specificity q. One confusion for each annotator over all images; the prior pi is
-    each image's own share of what is said. Starts from annotators who are right with probability `start`.
+    the sensitivity p, theta[0, 0] the specificity q. One confusion for each annotator over all images. The prior pi of
+    each image is estimated too, mean_i W_is, for the share of what is said is wrong as often as annotators are; it
+    starts there, and annotators as being right with probability `start`.
     """
     priors = priors_of(images, n_classes)
     wrong = (1 - start) / max(n_classes - 1, 1)
@@ -89,6 +90,8 @@ def staple(images: Sequence[Patterns], *, n_classes: int, n_raters: int, start: 
     for _ in range(MAX_ROUNDS):
         posteriors = [posterior(image.decisions, confusion, prior)
                       for image, prior in zip(images, priors, strict=True)]
+        priors = [(image.counts @ probable) / image.counts.sum()
+                  for image, probable in zip(images, posteriors, strict=True)]
         updated = _confusions(images, posteriors, confusion)
         change, confusion = np.abs(updated - confusion).max(), updated
         if change < TOLERANCE:
