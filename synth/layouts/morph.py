@@ -56,16 +56,18 @@ def bounded(morph: Morph, labels: np.ndarray, rules: Rules) -> Morph:
     """Returns `morph` with no core of labels (H, W) growing through the wall that it lies in.
 
     A wall t px thick that grows by b is, around a core that grows by a, t - (a - b) / 2 + b px thick where b < 0, and
-    the core meets what lies beyond if a - b > t; a neighbour that grows by c takes (c - b) / 2 from without. At least a
-    pixel of the wall is left.
+    the core meets what lies beyond if a - b > t; a neighbour that grows by c takes (c - b) / 2 from without. Nor does
+    a core shrink so far that a hole opens between them, a >= -2 t - b. Walls are uneven and pixels coarse: where this
+    is not enough, `Rules.broken` finds it, and the layout is drawn again.
     """
     grow, there = list(morph.grow_px), set(map(int, np.unique(labels)))
     touch = contacts(labels) if rules.inside else None
     for a, b in rules.inside:
         if {a, b} <= there and np.isfinite(thick := thickness(labels, a, b)):
-            spare = max(thick - 1, 0.0)
+            spare = max(thick - 1.5, 0.0)
             wall = max(grow[b - 1], -spare)
             core = min(grow[a - 1], wall + spare, 3 * wall + 2 * spare if wall < 0 else np.inf)
+            core = max(core, -2 * spare - wall)
             grow[a - 1], grow[b - 1] = round(core, 3), round(wall, 3)
             for c in there - {0, a, b, IGNORE}:  # beside the wall, it must not eat through it from without
                 if touch[b, c]:

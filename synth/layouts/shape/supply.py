@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from synth.core.checks import IGNORE
 from synth.core.pairs import Arrays
 from synth.core.rng import choice, uniform
 from synth.layouts.rules import Rules
@@ -29,17 +30,24 @@ class ShapeCode:
 
 @dataclass(frozen=True)
 class Shapes:
-    """A shape model with the codes (N, D) of the labelled maps that layouts are drawn near."""
+    """A shape model with the codes (N, D) of the labelled maps that layouts are drawn near.
+
+    Attributes:
+        least_px: foreground of a layout, px: half of what the labelled map with the least shows. Less is a crumb.
+    """
 
     model: ShapeModel
     codes: torch.Tensor
     identity: str
+    least_px: float
 
     @classmethod
     def of(cls, model: ShapeModel, labelled: Arrays) -> Shapes:
         """Returns the model with the codes of `labelled`."""
         masks = np.stack([labelled.masks[i] for i in range(len(labelled))])
-        return cls(model, model.encode(torch.from_numpy(masks.astype(np.int64))), model.content_hash())
+        areas = ((masks > 0) & (masks != IGNORE)).sum((1, 2)).astype(float)
+        return cls(model, model.encode(torch.from_numpy(masks.astype(np.int64))), model.content_hash(),
+                   areas[areas > 0].min(initial=np.inf) / 2)
 
     def labels(self, code: ShapeCode) -> np.ndarray:
         """Returns the labels (S, S) uint8 of `code`, a function of it alone."""
@@ -70,7 +78,7 @@ def draw_code(rng: torch.Generator, labelled: Arrays, row: int, *, rows: Sequenc
         drawn = ShapeCode(shapes.identity, tuple(round(v, DIGITS) for v in code.tolist()),
                           "" if second is None else labelled.ids[second])
         labels = shapes.labels(drawn)
-        if (labels > 0).any() and not rules.broken(labels) and _plausible(labels, shapes, settings):
+        if (labels > 0).sum() >= shapes.least_px and not rules.broken(labels) and _plausible(labels, shapes, settings):
             return parent, drawn
     return None
 
