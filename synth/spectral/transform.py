@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from synth.core.checks import UserError
-from synth.spectral.borders import Border, extend, field_of_view, fill_frame, padded_side
+from synth.core.frame import field_of_view
+from synth.spectral.borders import Border, extend, fill_frame, padded_side
 from synth.spectral.grid import Grid, grid_of, ring_sums, to_coefficients
 
 MIN_SIDE_PX = 8
