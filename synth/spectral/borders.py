@@ -68,9 +68,10 @@ def fill_frame(images: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """
     if bool(inside.all()) or max(images.shape[-2:]) == 1:
         return images
-    share = F.avg_pool2d(inside.to(images.dtype), 2, ceil_mode=True)
-    means = F.avg_pool2d(torch.where(inside, images, 0.0), 2, ceil_mode=True) / share.clamp_min(1e-6)
-    return torch.where(inside, images, _doubled(fill_frame(means, share > 0), images.shape[-2:]))
+    known = inside.to(images.dtype)
+    share, sums = F.avg_pool2d(known, 2, ceil_mode=True), F.avg_pool2d(images * known, 2, ceil_mode=True)
+    smooth = _doubled(fill_frame(sums / share.clamp_min(1e-6), share > 0), images.shape[-2:])
+    return torch.where(inside, images, smooth)
 
 
 def _doubled(images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

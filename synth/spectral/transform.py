@@ -84,6 +84,11 @@ def check_reference(images: torch.Tensor, reference: torch.Tensor) -> None:
                         "the images, and give one per image")
 
 
+def view_within(images: torch.Tensor, border: Border) -> torch.Tensor | None:
+    """Returns which pixels of unit images (B, C, H, W) `border` takes for picture, (B, 1, H, W) bool; None = all."""
+    return field_of_view(images.float()) if border.field_of_view == "auto" else None
+
+
 def open_spectrum(images: torch.Tensor, border: Border) -> Spectrum:
     """Returns the spectrum of unit images (B, C, H, W): frames filled, margins mirrored, orthonormal transform.
 
@@ -91,8 +96,12 @@ def open_spectrum(images: torch.Tensor, border: Border) -> Spectrum:
         UserError: if they are not unit images.
     """
     check_unit(images)
+    return spectrum_within(images, view_within(images, border), border)
+
+
+def spectrum_within(images: torch.Tensor, inside: torch.Tensor | None, border: Border) -> Spectrum:
+    """Returns the spectrum of unit images (B, C, H, W) whose picture `inside` is known, see `view_within`."""
     values = images.float()  # a Fourier transform of half precision exists on some devices only
-    inside = field_of_view(values) if border.field_of_view == "auto" else None
     filled = values if inside is None else fill_frame(values, inside)
     shape = tuple(padded_side(side, border.pad) for side in images.shape[-2:])
     coefficients = torch.fft.rfft2(extend(filled, shape), norm="ortho")

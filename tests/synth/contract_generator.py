@@ -60,7 +60,7 @@ class GeneratorContract:
             alone = generator.sample(image[row:row + 1], mask[row:row + 1], seeds=SEEDS[row:row + 1])
             assert torch.allclose(alone[0], batch[row], atol=2e-4)
 
-    def test_the_foreground_of_what_is_written_is_the_sources(self, generator: Generator) -> None:
+    def test_what_is_kept_of_what_is_written_is_the_sources(self, generator: Generator) -> None:
         _, mask = request(generator)
         rng, low_high = np.random.default_rng(0), generator.intensity_range
         dtype = np.uint8 if low_high[1] <= 255 else np.uint16
@@ -71,7 +71,8 @@ class GeneratorContract:
         sources = Sources(("a", "b", "c"), (0, 1, 2), SEEDS, pixels.astype(dtype), labels, ("{}",) * 3,
                           np.tile(np.arange(generator.size) < 3, (3, generator.size, 1)), (None,) * 3)
         painted = generator_painter(generator)(sources)
-        keep = np.broadcast_to((labels > 0)[:, None] | sources.keep_in[:, None], pixels.shape)
+        kept = labels > 0 if generator.keeps == "foreground" else np.zeros_like(labels, dtype=bool)
+        keep = np.broadcast_to(kept[:, None] | sources.keep_in[:, None], pixels.shape)
         assert painted.pixels.dtype == dtype and np.array_equal(painted.pixels[keep], pixels[keep])
         assert np.array_equal(painted.labels, labels)
         assert (painted.pixels[~keep] != pixels[~keep]).mean() > 0.5, "painted nothing"
