@@ -86,9 +86,10 @@ class Fingerprint:
 def combs(images: torch.Tensor) -> torch.Tensor:
     """Returns how unevenly steps between neighbours are shared among the phases of each period, (B, len(PERIODS)).
 
-    That is the logarithm of the largest phase's mean absolute step over the smallest one's, mean of rows and columns.
-    Repeated pixels have steps at every other place alone. Amplitudes hardly show that, for it is a matter of phases:
-    the coefficients at f and f + 1 / period belong together. A real image knows no phase, whatever it shows.
+    Of unit images (B, C, H, W), that is the logarithm of the largest phase's mean absolute step over the smallest
+    one's, mean of rows and columns. Repeated pixels have steps at every other place alone. Amplitudes hardly
+    show that, for it is a matter of phases: the coefficients at f and f + 1 / period belong together. A real image
+    knows no phase, whatever it shows.
     """
     found = []
     for axis in (-1, -2):
