@@ -36,7 +36,8 @@ class Spectrum:
 
     def scaled(self, gains: torch.Tensor) -> torch.Tensor:
         """Returns the coefficients times gains (B, C or 1, n_rings) > 0 of their ring: phases stay as they are."""
-        return self.coefficients * to_coefficients(gains, self.grid())
+        gains = to_coefficients(gains, self.grid())[..., None]  # a complex product would first make them complex
+        return torch.view_as_complex(torch.view_as_real(self.coefficients) * gains)
 
     def close(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Returns unit images (B, C, H, W) of changed coefficients (B, C, h, w // 2 + 1), the frame untouched."""
