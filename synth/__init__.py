@@ -13,6 +13,7 @@ _HOMES = {
     "default_gates": "synth.gates", "run_gates": "synth.gates", "Gates": "synth.gates", "GateSettings": "synth.gates",
     "FrequencyPrior": "synth.spectral.prior",
     "Generator": "synth.generator", "InpaintPipeline": "synth.diffusion.inpaint",
+    "TranslatePipeline": "synth.gan.translate",
     "Pair": "synth.core.pairs", "PairSet": "synth.core.pairs", "ImageSet": "synth.core.pairs",
     "UserError": "synth.core.checks",
 }

@@ -13,8 +13,8 @@ from synth.core.checks import UserError
 from synth.core.shell import refuse, required, run, say, take, take_number
 
 if TYPE_CHECKING:
+    from synth.core.data import DataSettings
     from synth.core.pairs import ImageSet, PairSet
-    from synth.diffusion.settings import DataSettings
     from synth.draw import DrawSettings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -30,14 +30,14 @@ FOLDER = typer.Argument(..., help="folder of pairs, in any supported format")
 @app.command()
 def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
     """Fit a generator: synth fit CONFIG data.labelled=DIR [data.unlabelled=DIR] out=DIR."""
-    from synth.core.config import load_config, to_yaml
-    from synth.diffusion.settings import InpaintSettings
+    from synth.core.config import to_yaml
+    from synth.fit import fit as run_fit
+    from synth.fit import load_fit_settings
 
-    settings = load_config(InpaintSettings, config, overrides or [])
+    settings = load_fit_settings(config, overrides or [])
     if dry_run:
         typer.echo(to_yaml(settings), nl=False)
         return
-    from synth.fit import fit as run_fit
     from synth.formats import load_images, load_pairs
 
     data = settings.data
@@ -65,7 +65,7 @@ def _settings(config: Path | None, overrides: list[str]) -> DrawSettings:
 def _take_data(overrides: list[str]) -> tuple[DataSettings, list[str]]:
     """Returns the data.* settings among `overrides`, and the other overrides."""
     from synth.core.config import load_config
-    from synth.diffusion.settings import DataSettings
+    from synth.core.data import DataSettings
 
     mine, rest = _take_group(overrides, "data")
     return load_config(DataSettings, {}, mine), rest

@@ -43,6 +43,9 @@ def kept_by(labels: torch.Tensor, settings: Mapping[str, object]) -> torch.Tenso
 class Generator(ABC):
     """A fitted model that draws images for label masks. Abstract; its subclasses are diffusers pipelines."""
 
+    kind = "inpaint"
+    """Of its settings (`synth fit`); the ids of what it draws begin with it."""
+
     @property
     @abstractmethod
     def size(self) -> int:

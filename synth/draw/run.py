@@ -199,8 +199,8 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
     clear = clear_hosts(hosts, arrays, gates, size=side, settings=settings.clear) if hosts is not None else None
     name = generator.content_hash() if generator else "none"
     sampler = generator.sampler_settings() if generator else {"sampler": "none"}
-    origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True),
-                    "insert" if clear else "inpaint" if generator else "source", clear.images.groups if clear else ())
+    prefix = "insert" if clear else generator.kind if generator else "source"
+    origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True), prefix, clear.images.groups if clear else ())
     folder = _claim(out, "draw", settings, {
         "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed,
         "gates": gates.identity if gates else "none", **({"supply": supply.identity} if supply else {}),
