@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 from filelock import FileLock
 from pydantic import Field, NonNegativeFloat
 
@@ -223,6 +224,7 @@ def draw_roundtrip(  # noqa: PLR0913 - as `draw`
     arrays = labelled.native(side) if _native(generator) else labelled.arrays(side)
     _check_fit(generator, arrays, labelled.where)
     _check(n, arrays)
+    generator.roundtrip(torch.zeros(1, generator.channels, side, side))  # raises before the folder is claimed
     name, sampler = generator.content_hash(), {"sampler": "roundtrip"}
     folder = _claim(out, "roundtrip", settings, {
         "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed})
