@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 
 class PatchDiscriminator(nn.Module):
@@ -32,26 +32,27 @@ class PatchDiscriminator(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two convolutions with spectral norm beside a shortcut."""
+    """Two convolutions, each after group norm, beside a shortcut."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList([spectral_norm(nn.Conv2d(before, after, 3, padding=1)),
-                                    spectral_norm(nn.Conv2d(after, after, 3, padding=1))])
-        self.shortcut = spectral_norm(nn.Conv2d(before, after, 1, bias=False))
+        self.norms = nn.ModuleList([nn.GroupNorm(math.gcd(8, n), n) for n in (before, after)])
+        self.convs = nn.ModuleList([nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)])
+        self.shortcut = nn.Conv2d(before, after, 1, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns x (B, C, H, W) with other channels."""
         out = x
-        for conv in self.convs:
-            out = conv(F.leaky_relu(out, 0.2))
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            out = conv(F.leaky_relu(norm(out), 0.2))
         return self.shortcut(x) + out
 
 
 class SegmenterDiscriminator(nn.Module):
     """OASIS's discriminator (Schoenfeld et al. 2021, 3.1): encoder and decoder with K + 1 logits for every pixel.
 
-    It never sees the label map: what class a pixel shows, and whether it is drawn, it must find in the image.
+    It never sees the label map: what class a pixel shows, and whether it is drawn, it must find in the image. Group
+    norm takes the place of the paper's spectral norm: with it the same steps on twenty images taught it more.
 
     Args:
         widths: channels from fine to coarse; each level has half the resolution of the one before.
@@ -60,7 +61,7 @@ class SegmenterDiscriminator(nn.Module):
     def __init__(self, channels: int, n_classes: int, *, widths: Sequence[int]) -> None:
         super().__init__()
         inner = list(reversed(widths))
-        self.first = spectral_norm(nn.Conv2d(channels, widths[0], 3, padding=1))
+        self.first = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList([_Block(a, b) for a, b in zip(widths, widths[1:], strict=False)])
         self.up = nn.ModuleList([_Block(a if i == 0 else 2 * a, b)
                                  for i, (a, b) in enumerate(zip(inner, inner[1:], strict=False))])

@@ -149,20 +149,18 @@ class TranslateRecipe(Recipe):
 
     @torch.no_grad()
     def _aside(self, batch: Batch) -> Scalars:
-        """Returns the mean sign of the discriminator on real images that it never learnt from (Karras et al. 2020)."""
+        """Returns the mean sign of the discriminator on real images that it never learnt from (Karras et al. 2020).
+
+        They are altered like those of `sign_training`, or the two would not compare.
+        """
         if "held_images" not in batch:
             return {}
-        return {"sign_held_aside": self.judge(batch["held_images"], batch["held_told"]).sign().mean()}
+        images, told = batch["held_images"], batch["held_told"]
+        how = draw_alteration(len(images), tuple(images.shape[-2:]), strength=self.settings.discriminator.augment)
+        return {"sign_held_aside": self.judge(alter_images(images, how), alter_geometry(told, how)).sign().mean()}
 
     @torch.no_grad()
     def judge(self, images: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
-        """Returns logits (B, 1, h, w), high = real, of unaltered images (B, C, H, W) with told (B, T, H, W)."""
+        """Returns logits (B, 1, h, w), high = real, of images (B, C, H, W) with told (B, T, H, W)."""
         net = getattr(self.nets["discriminator"], "module", self.nets["discriminator"])
-        training = net.training
-        net.eval()  # so that looking on does not move the estimates of spectral norm
-        if self.settings.model == "oasis":
-            logits = realness(net(images))
-        else:
-            logits = net(torch.cat([images, told], 1))
-        net.train(training)
-        return logits
+        return realness(net(images)) if self.settings.model == "oasis" else net(torch.cat([images, told], 1))

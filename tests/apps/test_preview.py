@@ -137,10 +137,15 @@ def test_a_translator_draws_everything_from_the_mask(folders: Folders, tmp_path:
     drawn = studio.generator.sample(torch.zeros(1, 1, SIZE, SIZE), torch.from_numpy(one.masks).long(), seeds=[5],
                                     keep_in=torch.from_numpy(detect_frame(one.images[0]))[None])
     assert np.abs(outcome.painted[0] / 127.5 - 1 - drawn[0].numpy()).max() <= 0.5 / 127.5 + 1e-6
+    before = dict(os.environ)
     preview.set_environment()
-    from apps.panels import build_page
+    try:
+        from apps.panels import build_page
 
-    page = build_page(studio)
+        page = build_page(studio)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     shown = {b.label: b.visible for b in page.blocks.values() if getattr(b, "label", None) in ("Strength", "Sampler")}
     assert shown == {"Strength": False, "Sampler": False}
     assert any("from the label mask alone" in str(getattr(b, "value", "")) for b in page.blocks.values())
