@@ -37,12 +37,13 @@ def draw_alteration(n: int, size: tuple[int, int], *, strength: float) -> Altera
     """Returns alterations for n images of `size` px, from torch's global generator; strength 0 = none, 1 = the paper's.
 
     At 1: brightness within 0.5 of the unit range's half, saturation 0 to 2, contrast 0.5 to 1.5, a move of up to an
-    eighth of the side and a hole of half the side.
+    eighth of the side and, in half of the images, a hole of half the side: with one in every image (as in the paper)
+    the translator draws holes itself.
     """
     u, sides = torch.rand(3, n), torch.tensor(size)
     far = (strength * sides / 8).round().long()
     shift = (torch.rand(n, 2) * (2 * far + 1)).long().clamp(max=2 * far) - far
-    half = (strength * sides / 4).round().long()
+    half = (strength * sides / 4).round().long() * (torch.rand(n, 1) < 0.5)
     centre = (torch.rand(n, 2) * sides).long()
     hole = torch.cat([centre - half, centre + half], 1).clamp(min=0)
     return Alteration(brightness=strength * (u[0] - 0.5), saturation=1 + strength * (2 * u[1] - 1),

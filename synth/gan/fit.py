@@ -26,7 +26,7 @@ from synth.gan.translate import TranslatePipeline
 from synth.pipelines import quiet, save_pipeline
 
 LEAST_PAIRS = 4
-"""Below this none is held aside: every pair is needed."""
+"""Fewest pairs to train on; none of these is held aside."""
 
 
 def load_translator(folder: Path) -> TranslatePipeline:
@@ -57,18 +57,16 @@ def check_settings(settings: TranslateSettings, *, n_ranks: int) -> None:
 
 
 def split_aside(arrays: Arrays, n: int, *, seed: int) -> tuple[Arrays, Arrays | None]:
-    """Returns the pairs to train on and about n held aside, whole groups, None where too few groups are left."""
+    """Returns the pairs to train on, and up to n held aside, whole groups; None where no group can be spared."""
     groups = sorted(set(arrays.groups))
     order = np.random.default_rng(derive_seed(seed, "aside")).permutation(len(groups))
     held: list[int] = []
     for g in order:
         rows = [i for i, name in enumerate(arrays.groups) if name == groups[g]]
         # A group is a patient: with half of it in training, the other half would be no test.
-        if len(held) + len(rows) <= max(n, 1) and len(arrays) - len(held) - len(rows) >= LEAST_PAIRS:
+        if len(held) + len(rows) <= n and len(arrays) - len(held) - len(rows) >= LEAST_PAIRS:
             held += rows
-        if len(held) >= n:
-            break
-    if n == 0 or not held:
+    if not held:
         return arrays, None
     return arrays.select([i for i in range(len(arrays)) if i not in held]), arrays.select(sorted(held))
 

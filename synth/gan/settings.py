@@ -54,8 +54,8 @@ class LossSettings(Settings):
     """
 
     l1: float = Field(10.0, ge=0)
-    response: float = Field(4.0, ge=0)
-    response_bound: float = Field(0.5, gt=0)
+    response: float = Field(2.0, ge=0)
+    response_bound: float = Field(0.15, gt=0)
     labelmix: float = Field(10.0, ge=0)
 
 

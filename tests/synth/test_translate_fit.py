@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from phantom import make_phantom
-from tiny import TRANSLATE, files_of
+from tiny import TRANSLATE, files_of, launch
 
 import synth
 from synth.core.checks import IGNORE, UserError
@@ -155,6 +155,20 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_pat
 def test_unlabelled_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="labelled pairs alone"):
         synth.fit(TRANSLATE, PAIRS, PAIRS, out=tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["pix2pix", "oasis"])
+def test_two_processes_fit_one_translator(tmp_path: Path, model: str) -> None:
+    synth.write_folder(PAIRS, tmp_path / "labelled")
+    (tmp_path / "fit.yaml").write_text(json.dumps({**TRANSLATE, "model": model}))  # JSON is YAML
+    done = launch(["-m", "synth.cli", "fit", tmp_path / "fit.yaml", f"data.labelled={tmp_path}/labelled", *OPEN,
+                   f"out={tmp_path}/run"], n_processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("generator ") == 1, "one voice"
+    last = json.loads((tmp_path / "run" / "translator_run" / "stats.jsonl").read_text().splitlines()[-1])
+    assert last["images_seen"] == 24, "as many images as one process sees"
+    assert synth.load_generator(tmp_path / "run").size == 32
 
 
 @pytest.mark.parametrize("name", ["translate.yaml", "tiny/translate.yaml"])
