@@ -40,9 +40,12 @@ def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool =
         return
     data = plan.settings.data
     out = required(out, "out", "runs/segment")
-    folder = required(data.labelled, "data.labelled", "data/labelled")
-    labelled = load_pairs(folder, mask_map=data.mask_map, channels=data.channels)
-    like, channels = labelled.info, labelled.info.channels
+    if plan.method.needs_labels():
+        required(data.labelled, "data.labelled", "data/labelled")
+    labelled, like, channels = None, None, data.channels
+    if data.labelled:
+        labelled = load_pairs(data.labelled, mask_map=data.mask_map, channels=channels)
+        like, channels = labelled.info, labelled.info.channels
     segmenter = run_fit(plan.settings, labelled, out=out, held_out=data.held_out,
                     stored=data.stored or None, observers=data.observers, prior=prior,
                     synthetic=load_pairs(data.synthetic, channels=channels, like=like) if data.synthetic else None,

@@ -160,10 +160,10 @@ class Method(Settings):
         views = [view for phase in self.plan() for view in phase.views]
         return tuple(sorted({str(name) for v in views for name in (v.input, v.source.args.get("input")) if name}))
 
-    def needs(self, what: Literal["unlabelled", "stored", "observers", "calibration", "stacks"]) -> bool:
+    def needs(self, what: Literal["unlabelled", "stored", "observers", "calibration", "stacks", "whole"]) -> bool:
         """Returns whether it looks at unlabelled images, stored pseudo-labels of them, or several observers' masks.
 
-        Or at labelled images held out for "calibration", or at "stacks" of slices.
+        Or at labelled images held out for "calibration", at "stacks" of slices, or at unlabelled images as a "whole".
         """
         if what == "unlabelled" and any(v.of == "unlabelled" for phase in self.plan() for v in phase.views):
             return True
@@ -172,6 +172,19 @@ class Method(Settings):
     def perturbations(self) -> tuple[Step, ...]:
         """Returns every perturbation of images that its views name."""
         return tuple(step for phase in self.plan() for view in phase.views for step in view.perturb)
+
+    def needs_labels(self) -> bool:
+        """Returns whether it learns nothing, or not what it says, without labelled pairs.
+
+        It can do without if every view is of unlabelled images whose labels are stored, and no other term looks on.
+        """
+        parts = self.plan()
+        views = [view for phase in parts for view in phase.views]
+        stored = all("stored" in getattr(SOURCES[view.source.name], "needs", ()) for view in views)
+        # One perturbation brings labelled images of its own.
+        mixed = any(step.name == "bcp" for view in views for step in view.perturb)
+        plain = not (self.heads or self.held_out_share or self.stack > 1 or any(p.regularisers for p in parts))
+        return not (stored and plain and not mixed and all(p.views for p in parts) and self.labels.name == "dense")
 
     def _steps(self) -> list[tuple[Mapping[str, type[Settings]], Step]]:
         steps = [(LABELS, self.labels), (SUPERVISED, self.supervised_loss)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -186,7 +186,9 @@ class SegmentRecipe(Recipe):
     def load_extra_state(self, state: dict) -> None:
         """Restores what `extra_state` returned."""
         self.n_steps, self.n_inert, self.precision = state["n_steps"], state["n_inert"], state["precision"]
-        self.memory, self.topology.stage = state["memory"], state["stage"]
+        # What is kept as bytes, an entry for each image, stays off the device, whatever else was loaded onto it.
+        self.memory = {k: v.cpu() if v.dtype == torch.uint8 else v for k, v in state["memory"].items()}
+        self.topology.stage = state["stage"]
 
     def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
         """Returns the losses, and what the slots have to say, of one update."""
@@ -233,14 +235,15 @@ class SegmentRecipe(Recipe):
         return scene
 
     def _look(self, scene: Scene, phase: _Phase) -> None:
-        own = [Look(branch, scene.supervised.images) for branch in self.topology.branches] if phase.supervised else []
+        taught = phase.supervised and len(scene.supervised.images)
+        own = [Look(branch, scene.supervised.images) for branch in self.topology.branches] if taught else []
         seen = self.topology.students([*own, *(Look(v.branch, v.images, v.perturb) for v in scene.shown)])
         scene.seen = dict(zip(self.topology.branches, seen, strict=False)) if own else {}
         for view, found in zip(scene.shown, seen[len(own):], strict=True):
             view.seen = found
 
     def _supervised(self, scene: Scene, phase: _Phase) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        if not phase.supervised:
+        if not scene.seen:
             return torch.zeros((), device=self.device), {}
         parts = [loss_by_kind(self.supervised_loss, seen, scene.supervised) for seen in scene.seen.values()]
         real, synthetic = (sum(kind) for kind in zip(*parts, strict=True))
@@ -270,6 +273,7 @@ class SegmentRecipe(Recipe):
             stats |= {key if i == 0 else f"{key}_{i}": value for key, value in shown.target.stats.items()}
         if "kept" in stats:
             self._watch(float(stats["kept"]))
+        if "kept" in stats and len(scene.supervised.images):
             if self.precision is None or self.n_steps % PROBE_EVERY == 0:
                 self.precision = self._precision(scene, views[0])
             stats["precision_labelled"] = torch.tensor(self.precision)
@@ -289,7 +293,8 @@ class SegmentRecipe(Recipe):
         """
         real = ~scene.supervised.synthetic
         said = soft(scene.said_of_supervised(scene.topology.labeller(view.branch)).logits)
-        target, truth = view.narrow(said, scene), from_labels(scene.supervised.labels, self.info.n_classes)
+        target = view.narrow(said, replace(scene, probe=True))
+        truth = from_labels(scene.supervised.labels, self.info.n_classes)
         counted = (target.valid & truth.valid)[real]
         right = (target.labels() == truth.hard)[real] & counted
         return float(right.sum() / counted.sum().clamp(min=1))

@@ -76,6 +76,8 @@ class Scene:
         seen: what each branch saw of the supervised images. shown: the views.
         stats: scalars to log. w_syn: weight of a synthetic image beside a labelled one's 1.
         prior: frequency prior of the run, or None.
+        probe: whether operators narrow a target of labelled images, to see how right they are, which nothing shall
+            remember.
     """
 
     step: int
@@ -96,11 +98,14 @@ class Scene:
     stats: dict[str, torch.Tensor] = field(default_factory=dict)
     w_syn: float = 1.0
     prior: FrequencyPrior | None = None
+    probe: bool = False
     _said: dict[str, Seen] = field(default_factory=dict)
     _made: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
     def augment(self, settings: AugmentSettings) -> None:
-        """Augments the supervised images and all labels of them, each by its own seed."""
+        """Augments the supervised images and all labels of them, each by its own seed; does nothing without any."""
+        if not len(self.supervised.images):
+            return
         given, others = self.supervised, self.supervised.observers
         labels = given.labels if others is None else torch.cat([given.labels[:, None], others], dim=1)
         images, labels = augment_pairs(given.images, labels, self.supervised_rngs("pair"), settings)

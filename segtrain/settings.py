@@ -15,7 +15,8 @@ class DataSettings(Settings):
     """Where the shell finds the data; the Python API takes sets instead.
 
     Attributes:
-        labelled, unlabelled, synthetic: folders; the last two may be empty.
+        labelled, unlabelled, synthetic: folders; the last two may be empty, and the first too where all labels are
+            `stored` ones.
         mask_map: how mask values become class indices, e.g. "0:0,255:1". channels: 1, 3 or null (as found).
         held_out: groups of validation and test cases; training refuses everything that stems from them.
         stored: folder of pseudo-labels of the unlabelled images, masks/ID.png and perhaps confidence/ID.png.

@@ -12,7 +12,7 @@ from accelerate.utils import parse_flag_from_env
 from segtrain.method import Method, load_method
 from segtrain.models.weights import identify
 from segtrain.priors import FOLDER as PRIOR
-from segtrain.priors import find_prior, with_use
+from segtrain.priors import find_prior, wanted_prior, with_use
 from segtrain.recipe import SegmentRecipe
 from segtrain.segmenter import Segmenter, SegmenterConfig
 from segtrain.settings import SegmentSettings
@@ -20,11 +20,12 @@ from segtrain.streams import Streams, check_kept, check_leak, check_ranks
 from segtrain.streams.ahead import Ahead
 from segtrain.streams.extras import Extras
 from segtrain.streams.fingerprint import measure
+from segtrain.streams.stored import info_of
 from synth.core.checks import UserError
 from synth.core.config import load_config, save_config
 from synth.core.files import claim_folder
 from synth.core.loop import train
-from synth.core.pairs import ImageSet, PairSet
+from synth.core.pairs import DataInfo, ImageSet, PairSet
 from synth.spectral import FrequencyPrior
 
 
@@ -51,7 +52,7 @@ def make_plan(config: str | Path | dict | SegmentSettings, overrides: Sequence[s
 
 def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by its name
     config: str | Path | dict | SegmentSettings,
-    labelled: PairSet,
+    labelled: PairSet | None,
     *,
     synthetic: PairSet | None = None,
     unlabelled: ImageSet | None = None,
@@ -70,6 +71,7 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
 
     Args:
         config: YAML file, dict or settings. method: a name in configs/methods or a YAML file; None takes the settings'.
+        labelled: None = there is no labelled pair; for methods that learn from what is `stored` alone.
         overrides: "key=value" texts. held_out: groups of validation and test cases.
         stored: folder of pseudo-labels of the unlabelled images, masks/ID.png and perhaps confidence/ID.png.
         observers: folders of further annotators' masks/ID.png of the labelled images.
@@ -85,12 +87,13 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
     plan = Plan(with_use(plan.settings, plan.method, prior), plan.method)
     _check_sets(plan, labelled, synthetic=synthetic, unlabelled=unlabelled, held_out=held_out)
     extras = make_extras(plan.method, stored=stored, observers=observers)
+    if labelled is None:
+        unlabelled = ImageSet(unlabelled.items, info_of(unlabelled, stored), where=unlabelled.where)
+    info = unlabelled.info if labelled is None else labelled.info
     streams = Streams.read(plan.settings, labelled, synthetic=synthetic, unlabelled=unlabelled, extras=extras)
     fingerprint = measure(streams.labelled) if plan.settings.normalise == "fingerprint" else None
-    teaching = frozenset(streams.labelled.ids)
-    pairs = labelled.select([i for i, name in enumerate(labelled.ids) if name in teaching])
-    prior = find_prior(plan.settings, plan.method, pairs, given=prior, held_out=held_out)
-    recipe = SegmentRecipe(plan.settings, plan.method, info=labelled.info, has_synthetic=synthetic is not None,
+    prior = find_prior(plan.settings, plan.method, _teaching(labelled, streams), given=prior, held_out=held_out)
+    recipe = SegmentRecipe(plan.settings, plan.method, info=info, has_synthetic=synthetic is not None,
                            fingerprint=fingerprint, prior=prior)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     _check_ranks(plan.settings, state.num_processes, unlabelled)
@@ -99,18 +102,28 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
         return Segmenter.load(out)
     with Ahead(streams.batches, plan.settings.loop.steps) as batches:
         result = train(recipe, batches, out, plan.settings.loop, label=f"segtrain {plan.method.name}")
-    segmenter = Segmenter(recipe.predictor(), _describe(plan.settings, labelled, recipe), result)
+    segmenter = Segmenter(recipe.predictor(), _describe(plan.settings, info, recipe), result)
     if state.is_main_process:
         segmenter.save(out / "model")
     state.wait_for_everyone()
     return segmenter
 
 
-def _check_sets(plan: Plan, labelled: PairSet, *, synthetic: PairSet | None, unlabelled: ImageSet | None,
+def _teaching(labelled: PairSet | None, streams: Streams) -> PairSet | None:
+    # The labelled pairs without those that are held out for calibration.
+    if labelled is None:
+        return None
+    ids = frozenset(streams.labelled.ids)
+    return labelled.select([i for i, name in enumerate(labelled.ids) if name in ids])
+
+
+def _check_sets(plan: Plan, labelled: PairSet | None, *, synthetic: PairSet | None, unlabelled: ImageSet | None,
                 held_out: Collection[str]) -> None:
     for images, kind in ((labelled, "labelled"), (synthetic, "synthetic"), (unlabelled, "unlabelled")):
         check_leak(images, held_out, kind)
     check_kept(synthetic)
+    if labelled is None:
+        _check_unlabelled_alone(plan, synthetic)
     if plan.method.needs("unlabelled") and unlabelled is None:
         raise UserError(f"method {plan.method.name}", rule="it learns from unlabelled images and got none",
                         repair="pass unlabelled=, or take method=supervised")
@@ -121,6 +134,22 @@ def _check_sets(plan: Plan, labelled: PairSet, *, synthetic: PairSet | None, unl
     if unlabelled is not None and not plan.method.needs("unlabelled") and not lends:
         raise UserError(f"method {plan.method.name}", rule="it does not use the unlabelled images it was given",
                         repair="leave them out, or take method=fixmatch_ema")
+
+
+def _check_unlabelled_alone(plan: Plan, synthetic: PairSet | None) -> None:
+    if plan.method.needs_labels():
+        raise UserError(f"method {plan.method.name}", rule="it learns from labelled pairs and got none",
+                        repair="pass labelled pairs (data.labelled), or pseudo-labels of the unlabelled images "
+                        "(data.stored) and take method=annotation_efficient")
+    if synthetic is not None:
+        raise UserError("synthetic pairs", rule="without labelled pairs all labels come from the folder of "
+                        "pseudo-labels", repair="leave them out, or pass the labelled pairs they were made from")
+    if wanted_prior(plan.settings, plan.method) is not None:
+        raise UserError(f"method {plan.method.name}", rule="it wants a frequency prior, which is fitted on labelled "
+                        "pairs", repair="leave out what asks for the prior, or pass labelled pairs")
+    if plan.settings.normalise == "fingerprint":
+        raise UserError("normalise=fingerprint", rule="it measures the labelled images' foreground, and there are none",
+                        repair="take normalise=range")
 
 
 def make_extras(method: Method, *, stored: str | Path | None = None, observers: Sequence[str | Path] = ()) -> Extras:
@@ -140,7 +169,8 @@ def make_extras(method: Method, *, stored: str | Path | None = None, observers: 
     if method.needs("stacks") and method.stack < 2:
         raise UserError(f"method {method.name}", rule="it learns from stacks, and slices are drawn by themselves",
                         repair="write stack: 4 into the method file")
-    return Extras(method.inputs(), method.held_out_share, method.stack, stored, tuple(observers))
+    return Extras(method.inputs(), method.held_out_share, method.stack, stored, tuple(observers),
+                  whole=method.needs("whole"))
 
 
 def _check_ranks(settings: SegmentSettings, n_ranks: int, unlabelled: ImageSet | None) -> None:
@@ -172,11 +202,11 @@ def _claim(out: Path, plan: Plan, streams: Streams, state: PartialState, prior: 
     return out if state.is_main_process else claim_folder(out, kind="segment", identity=identity)
 
 
-def _describe(settings: SegmentSettings, labelled: PairSet, recipe: SegmentRecipe) -> SegmenterConfig:
+def _describe(settings: SegmentSettings, info: DataInfo, recipe: SegmentRecipe) -> SegmenterConfig:
     models = tuple(identify(model) for model in recipe.predictor_models())
     geometry = settings.augment.geometry
     axes = [a for a, on in ((2, geometry.flip_vertical), (3, geometry.flip_horizontal)) if on]
     flips = [(a,) for a in axes] + ([tuple(axes)] if len(axes) == 2 else [])
-    return SegmenterConfig(model=models[0], others=models[1:], info=labelled.info, size=settings.side,
+    return SegmenterConfig(model=models[0], others=models[1:], info=info, size=settings.side,
                            tiles=settings.patch is not None, fingerprint=recipe.fingerprint,
                            flips=tuple(flips) if settings.flip_averaging else ())

@@ -14,9 +14,11 @@ from synth.core.config import kind_of, load_config
 from synth.core.pairs import ImageSet, PairSet
 from synth.diffusion.fit import fit_inpaint, load_pipeline
 from synth.diffusion.settings import InpaintSettings
+from synth.gan.fit import fit_translate, load_translator
+from synth.gan.settings import TranslateSettings
 from synth.generator import Generator
 
-FitSettings = InpaintSettings | SpectralSettings
+FitSettings = InpaintSettings | TranslateSettings | SpectralSettings
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "inpaint": Kind(InpaintSettings, fit_inpaint),
+    "translate": Kind(TranslateSettings, fit_translate),
     "spectral": Kind(SpectralSettings, fit_spectral),
 }
 """By the word that the settings have as `kind`."""
 
 ENGINES: dict[str, Callable[[Path], Generator]] = {
     "InpaintPipeline": load_pipeline,
+    "TranslatePipeline": load_translator,
     "SpectralPipeline": load_spectral,
 }
 """How to load a pipeline, by the class name that its model_index.json carries."""

@@ -17,6 +17,7 @@ class Extras:
         stack: so many neighbouring slices of a group are drawn together; 1 = images by themselves.
         stored: folder of pseudo-labels of the unlabelled images.
         observers: folders of further annotators' masks of the labelled images.
+        whole: whether something is remembered of each unlabelled image, for which it must be seen whole.
     """
 
     inputs: tuple[str, ...] = ()
@@ -24,6 +25,7 @@ class Extras:
     stack: int = 1
     stored: str | Path | None = None
     observers: Sequence[str | Path] = ()
+    whole: bool = False
 
 
 NOTHING = Extras()

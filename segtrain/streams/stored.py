@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from synth.core.checks import IGNORE, UserError, check_mask
-from synth.core.pairs import ImageSet
+from synth.core.pairs import DataInfo, ImageSet
 from synth.core.space import resize_mask
 from synth.formats.decode import decode_mask
+from synth.formats.survey import MAX_INFERRED
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,23 @@ def read_stored(folder: str | Path, images: ImageSet, size: int, n_classes: int)
                         repair="write foreground as its class index, 1 and up")
     told = (root / "confidence").is_dir()
     return Stored(labels, _read(root / "confidence", images, size) if told else np.full_like(labels, 255))
+
+
+def info_of(images: ImageSet, folder: str | Path) -> DataInfo:
+    """Returns what images without any labelled pair mean: their own classes, or those that their stored masks show.
+
+    Raises:
+        UserError: if the masks' values are grey levels, as of 0/255 masks.
+    """
+    if images.info.n_classes > 1:
+        return images.info
+    masks = [decode_mask(path, str(path)) for path in sorted((Path(folder) / "masks").glob("*.png"))]
+    top = max((int(mask[mask != IGNORE].max(initial=0)) for mask in masks), default=0)
+    if not 1 <= top < MAX_INFERRED:
+        raise UserError(str(Path(folder) / "masks"), rule=f"its values go up to {top}, and no dataset.json beside the "
+                        "images lists the classes", repair="write class indices, 255 = nothing is said, and list the "
+                        "classes in dataset.json")
+    return replace(images.info, classes=("background", *(f"class_{i}" for i in range(1, top + 1))))
 
 
 def read_observers(folders: Sequence[str | Path], pairs: ImageSet, size: int) -> np.ndarray:

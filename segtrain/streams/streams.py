@@ -67,13 +67,14 @@ class Streams:
     """What training reads, decoded once, and the rule by which it is dealt out.
 
     Attributes:
-        labelled, synthetic, unlabelled: what is dealt out. inputs: further forms of the unlabelled images, by name.
+        labelled, synthetic, unlabelled: what is dealt out; without labelled images batches hold none.
+        inputs: further forms of the unlabelled images, by name.
         calibration: labelled images that teach nothing. stored: pseudo-labels of the unlabelled images.
         observers: further annotators' masks of the labelled images, (O, N, S, S). stacks: runs of neighbouring slices
             of the labelled images, as rows; () = images are drawn by themselves.
     """
 
-    labelled: Arrays
+    labelled: Arrays | None
     synthetic: Arrays | None
     unlabelled: Arrays | None
     settings: SegmentSettings
@@ -84,16 +85,20 @@ class Streams:
     stacks: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
-    def read(cls, settings: SegmentSettings, labelled: PairSet, *, synthetic: PairSet | None = None,
+    def read(cls, settings: SegmentSettings, labelled: PairSet | None, *, synthetic: PairSet | None = None,
              unlabelled: ImageSet | None = None, extras: Extras = NOTHING) -> Streams:
         """Returns the streams of three sets at the working resolution; `extras` is what else the method wants.
 
         Raises:
             UserError: if they do not go together, a mask is missing, or no labelled pair shows any foreground.
         """
-        if settings.patch and (extras.stored or extras.observers or extras.stack > 1):
-            raise UserError("patch", rule="this method looks at whole images: at stored or several masks of them, or "
-                            "at stacks of slices", repair="leave patch out and give size")
+        if settings.patch and (extras.stored or extras.observers or extras.stack > 1 or extras.whole):
+            raise UserError("patch", rule="this method looks at whole images: at masks or predictions that are kept of "
+                            "them, or at stacks of slices", repair="leave patch out and give size")
+        if labelled is None:
+            pile = read_arrays(unlabelled, settings).without_masks()
+            stored = read_stored(extras.stored, unlabelled, settings.size, unlabelled.info.n_classes)
+            return cls(None, None, pile, settings, make_inputs(pile, extras.inputs), stored=stored)
         whole = read_arrays(labelled, settings)
         train, apart = hold_out(whole.groups, extras.held_out_share, settings.loop.seed)
         arrays = whole.select(train) if apart else whole
@@ -139,12 +144,15 @@ class Streams:
         """
         n, n_unlabelled = self.settings.batch_size, self.settings.unlabelled_batch_size
         check_ranks(n, n_ranks, "batch_size")
-        before, after = self._n_synthetic(step), self._n_synthetic(step + 1)
-        rows = [(False, k) for k in range(step * n - before, (step + 1) * n - after)]
-        rows += [(True, k) for k in range(before, after)]
-        # Slices of one stack stay on one process.
-        first = rank * n // n_ranks
-        batch = self._supervised(rows[first:first + n // n_ranks] if self.stacks else rows[rank::n_ranks])
+        if self.labelled is None:
+            batch = self._nothing()
+        else:
+            before, after = self._n_synthetic(step), self._n_synthetic(step + 1)
+            rows = [(False, k) for k in range(step * n - before, (step + 1) * n - after)]
+            rows += [(True, k) for k in range(before, after)]
+            # Slices of one stack stay on one process.
+            first = rank * n // n_ranks
+            batch = self._supervised(rows[first:first + n // n_ranks] if self.stacks else rows[rank::n_ranks])
         if self.calibration:
             batch |= self._calibration(step)
         if self.unlabelled is not None:
@@ -166,6 +174,12 @@ class Streams:
     def _n_synthetic(self, step: int) -> int:
         # Synthetic images drawn before `step`: rounded once per run, not per batch, so that the share is met exactly.
         return int(step * self.settings.batch_size * self.settings.synthetic_share + 1e-9) if self.synthetic else 0
+
+    def _nothing(self) -> Batch:
+        # The labelled part of a batch without labelled images.
+        side, none = self.settings.side, torch.zeros(0, dtype=torch.long)
+        return {"images": torch.zeros(0, self.unlabelled.info.channels, side, side), "rows": none, "seeds": none,
+                "labels": torch.zeros(0, side, side, dtype=torch.long), "synthetic": none.bool()}
 
     def _supervised(self, rows: list[tuple[bool, int]]) -> Batch:
         # Labelled rows come first, as `rows` has them.

@@ -84,6 +84,30 @@ def inside_grid(grid: torch.Tensor) -> torch.Tensor:
     return (grid.abs() <= 1).all(dim=-1)
 
 
+def inverse_grid(grid: torch.Tensor, *, n_iterations: int = 12) -> torch.Tensor:
+    """Returns where in the output of `grid` (B, H, W, 2) each input pixel went, (B, H, W, 2) in [-1, 1]; inf = nowhere.
+
+    g(u) = x is solved by u <- u + A^-1 (x - g(u)), A the affine map nearest to the grid: exact at once where the grid
+    is affine, and a contraction where its displacements are smooth. A pixel is nowhere if u lies outside of the output,
+    or if g(u) missed x by half a pixel, as where the grid folds.
+    """
+    base = F.affine_grid(torch.eye(2, 3, device=grid.device)[None], [1, 1, *grid.shape[1:3]], align_corners=False)[0]
+    flat, places = grid.flatten(1, 2), base.flatten(0, 1)
+    shift = flat.mean(dim=1)  # the places are uncorrelated and have mean 0, so that least squares is two ratios
+    linear = flat.transpose(1, 2) @ (places / places.square().sum(dim=0))
+    back = torch.linalg.inv(linear).transpose(1, 2)
+    bent = (flat - shift[:, None] - places @ linear.transpose(1, 2)).reshape(grid.shape).movedim(-1, 1)
+    at = (places - shift[:, None]) @ back
+    for i in range(n_iterations + 1):
+        off = F.grid_sample(bent, at.reshape(grid.shape), mode="bilinear", padding_mode="border", align_corners=False)
+        missed = places - shift[:, None] - at @ linear.transpose(1, 2) - off.flatten(2).transpose(1, 2)
+        if i < n_iterations:
+            at = at + missed @ back
+    half_px = 1 / torch.tensor([grid.shape[2], grid.shape[1]], device=grid.device)
+    found = (missed.abs() <= half_px).all(dim=-1, keepdim=True) & (at.abs() <= 1).all(dim=-1, keepdim=True)
+    return torch.where(found, at, torch.inf).reshape(grid.shape)
+
+
 def sample_nearest(labels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """Returns labels (B, H, W) or (B, O, H, W) of any type at grid (B, H, W, 2), nearest, clamped at the border."""
     channels = labels if labels.ndim == 4 else labels[:, None]

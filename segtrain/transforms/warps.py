@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from segtrain.targets.target import Target
-from segtrain.transforms.geometry import inside_grid, sample_nearest, sample_smooth
+from segtrain.transforms.geometry import inside_grid, inverse_grid, sample_nearest, sample_smooth
 from synth.core.checks import UserError
 
 Rngs = Sequence[torch.Generator]
@@ -74,6 +74,17 @@ class GridWarp(Warp):
     def known(self, valid: torch.Tensor) -> torch.Tensor:
         """Returns valid (B, H, W) bool sampled at the grid, False beyond the border."""
         return sample_nearest(valid, self.grid) & inside_grid(self.grid)
+
+    def back(self, values: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns values (B, C, H, W) or (B, H, W), and valid (B, H, W), at the pixels before the move.
+
+        Smooth values are blended, all others the nearest's; pixels that the view did not show are not valid.
+        """
+        grid = inverse_grid(self.grid)
+        shown = grid.isfinite().all(dim=-1)
+        grid = grid.where(shown[..., None], torch.zeros_like(grid))
+        moved = GridWarp(grid).move(values, nearest=not values.is_floating_point())
+        return moved, sample_nearest(valid, grid) & shown
 
 
 @dataclass(frozen=True)

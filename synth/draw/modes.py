@@ -56,8 +56,8 @@ def repainter_of(generator: Generator | None, share: float) -> Generator | None:
         return None
     if generator.keeps != "foreground":
         raise UserError(f"repaint_share={share:g}", rule="an object is repainted before its surroundings are painted, "
-                        f"but this generator keeps: {generator.keeps}", repair="write sampler.mode=surroundings, or "
-                        "repaint_share=0")
+                        f"but this generator keeps: {generator.keeps}", repair="write repaint_share=0, or, with an "
+                        "inpainting generator, sampler.mode=surroundings")
     return with_changes(generator, {"mode": "object"})
 
 

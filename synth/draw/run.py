@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 from filelock import FileLock
 from pydantic import Field, NonNegativeFloat
 
@@ -223,9 +224,8 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
     clear = clear_hosts(hosts, arrays, gates, size=side, settings=settings.clear) if hosts is not None else None
     name = generator.content_hash() if generator else "none"
     sampler = generator.sampler_settings() if generator else {"sampler": "none"}
-    origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True),
-                    "insert" if clear else generator.kind if generator else "source",
-                    clear.images.groups if clear else ())
+    prefix = "insert" if clear else generator.kind if generator else "source"
+    origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True), prefix, clear.images.groups if clear else ())
     folder = _claim(out, "draw", settings, {
         "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed,
         "gates": gates.identity if gates else "none", **({"supply": supply.identity} if supply else {}),
@@ -249,6 +249,7 @@ def draw_roundtrip(  # noqa: PLR0913 - as `draw`
     arrays = labelled.native(side) if _native(generator) else labelled.arrays(side)
     _check_fit(generator, arrays, labelled.where)
     _check(n, arrays)
+    generator.roundtrip(torch.zeros(1, generator.channels, side, side))  # raises before the folder is claimed
     name, sampler = generator.content_hash(), {"sampler": "roundtrip"}
     folder = _claim(out, "roundtrip", settings, {
         "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed})

@@ -101,10 +101,10 @@ class Stop(Exception):
     """Stands for kill -9: nothing in the run catches it."""
 
 
-@pytest.mark.parametrize("method", ["supervised", "fixmatch_ema"])
+@pytest.mark.parametrize("method", ["supervised", "fixmatch_ema", "sparse_seg"])
 def test_a_killed_run_resumes_to_the_same_bytes(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(out: Path) -> Segmenter:
-        unlabelled = pile() if method == "fixmatch_ema" else None
+        unlabelled = None if method == "supervised" else pile()
         return segtrain.fit(CONFIG, PAIRS, unlabelled=unlabelled, method=method, out=out)
 
     whole = run(tmp_path / "whole")
