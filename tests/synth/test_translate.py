@@ -136,7 +136,7 @@ def test_what_is_drawn_says_so_and_is_judged_everywhere(tmp_path: Path) -> None:
         None, pairs, size=32), config={"shard_size": 4, "batch_size": 2})
     one = made[0]
     assert one.id.startswith("translate-") and one.made.kept_sha256 == "" and '"mode": "layout"' in one.made.settings
-    assert set(one.made.scores) == {"correlation"} and one.made.parents[0] in pairs.ids
+    assert set(one.made.scores) == {"correlation", "spectrum"} and one.made.parents[0] in pairs.ids
 
 
 @pytest.mark.slow
