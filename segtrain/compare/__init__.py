@@ -92,7 +92,8 @@ class _Clock:
         if not self.trained or self.done == self.n_jobs:
             return ""
         minutes = (time.perf_counter() - self.started) / self.trained * (self.n_jobs - self.done) / 60
-        return f"; about {max(1, round(minutes))} min to go" + (" and the generators' training" if generators_due else "")
+        more = " and the generators' training" if generators_due else ""
+        return f"; about {max(1, round(minutes))} min to go{more}"
 
 
 def _pairs(arms: Sequence[Arm], baseline: str) -> tuple[tuple[str, str], ...]:

@@ -98,8 +98,8 @@ def _roundtrip(bench: Bench, draw: LabelDraw, folder: Path) -> None:
     from synth.draw import draw_roundtrip
 
     made = bench.settings.synthetic
-    draw_roundtrip(bench.generator("inpaint", draw), bench.parts.labelled_of(draw), n=made.n, seed=made.seed, out=folder,
-                   config=bench.drawing("roundtrip"))
+    draw_roundtrip(bench.generator("inpaint", draw), bench.parts.labelled_of(draw), n=made.n, seed=made.seed,
+                   out=folder, config=bench.drawing("roundtrip"))
 
 
 def _affine(bench: Bench, draw: LabelDraw, folder: Path) -> None:
