@@ -14,6 +14,8 @@ _HOMES = {
     "ShapeModel": "synth.layouts", "LayoutSettings": "synth.layouts",
     "FrequencyPrior": "synth.spectral.prior",
     "Generator": "synth.generator", "InpaintPipeline": "synth.diffusion.inpaint",
+    "SpectralPipeline": "synth.appearance.pipeline",
+    "TranslatePipeline": "synth.gan.translate",
     "Pair": "synth.core.pairs", "PairSet": "synth.core.pairs", "ImageSet": "synth.core.pairs",
     "UserError": "synth.core.checks",
 }

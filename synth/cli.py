@@ -86,15 +86,17 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
          no_paint: bool = typer.Option(False, "--no-paint", help="write the transformed sources unpainted")) -> None:
     """Draw pairs: synth draw CONFIG generator=DIR data.labelled=DIR [data.unlabelled=DIR] [judge=DIR] n=500 out=DIR.
 
-    Without judge= only novelty is checked. judge=DIR referee=DIR supply.oversample=4 draws four times as many and keeps
+    Without judge= only novelty rejects. judge=DIR referee=DIR supply.oversample=4 draws four times as many and keeps
     those that are hard for the judge and true to their mask for the referee, and a random half. preset=fast and
     sampler.n_steps=8 change how this run paints, sampler.mode=object what. data.hosts=DIR judge=DIR paints objects
-    into real images that show none. shape=DIR (synth fit configs/shape.yaml) rejects implausible layouts and, with
-    layout.source=shape, draws new ones for a generator that keeps nothing. --no-paint writes what every kept pixel must
-    equal; it takes size= in the place of generator=.
+    into real images that show none. appearance=DIR (a generator of kind spectral) changes the amplitudes of sources
+    before they are painted. gates.spectrum=reject rejects what leaves the real spectrum. shape=DIR (of kind shape)
+    rejects implausible layouts and, with layout.source=shape, draws new ones for a generator that keeps nothing.
+    --no-paint writes what every kept pixel must equal; it takes size= in the place of generator=.
     """
-    from synth.core.config import to_yaml
+    from synth.core.config import load_config, to_yaml
     from synth.draw.modes import sampler_changes
+    from synth.gates import GateSettings
 
     generator_dir, rest = take(overrides, "generator")
     judge_dir, rest = take(rest, "judge")
@@ -108,11 +110,15 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     hosts_dir, rest = take(rest, "data.hosts")
     seam_dir, rest = take(rest, "seam")
     shape_dir, rest = take(rest, "shape")
+    appearance_dir, rest = take(rest, "appearance")
+    gate, rest = _take_group(rest, "gates")
     data, rest = _take_data(rest)
     settings, changes = _settings(config, rest), sampler_changes(preset, sampler)
+    strictness = load_config(GateSettings, None, gate)
     if dry_run:
         typer.echo(f"generator: {generator_dir}\njudge: {judge_dir}\nreferee: {referee_dir}\nn: {n}\nseed: {seed}\n"
-                   f"size: {size}\nout: {out}\nseam: {seam_dir}\nshape: {shape_dir}\npreset: {preset}\n"
+                   f"size: {size}\nout: {out}\nseam: {seam_dir}\nshape: {shape_dir}\nappearance: {appearance_dir}\n"
+                   f"preset: {preset}\ngates:\n{indent(to_yaml(strictness), '  ')}"
                    f"sampler: {json.dumps(changes)}\ndata:\n"
                    + indent(f"hosts: {hosts_dir}\n" + to_yaml(data), "  ") + to_yaml(settings), nl=False)
         return
@@ -126,6 +132,7 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     out = required(out, "out", "data/made")
     if no_paint:
         check_unpainted(settings, changes, hosts=hosts_dir)
+        refuse([f"gates.{word}" for word in gate], "nothing of gates. with --no-paint: there are none")
     check_supply(settings, judge_dir, referee_dir)
     generator = None if no_paint else with_changes(
         load_generator(required(generator_dir, "generator", "runs/painter")), changes)
@@ -136,11 +143,12 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
         shape = load_shape(shape_dir, labelled, size=generator.size)
         training = _join(labelled, _load_images(data.unlabelled, labelled))
         gates = default_gates(judge, labelled, training=training, size=generator.size,
-                              seam=SeamProbe.load(seam_dir) if seam_dir else None, shape=shape)
+                              settings=strictness, seam=SeamProbe.load(seam_dir) if seam_dir else None, shape=shape)
         supply = load_supply(settings, judge_dir, referee_dir, labelled=labelled, size=generator.size)
     made = run_draw(generator, labelled, n=n, seed=seed, gates=gates, out=out, config=settings, size=size,
                     supply=supply, hosts=_load_images(hosts_dir, labelled),
-                    shape=shape if settings.layout.source == "shape" else None)
+                    shape=shape if settings.layout.source == "shape" else None,
+                    appearance=load_generator(appearance_dir) if appearance_dir else None)
     if made is not None:
         typer.echo(f"{out}: {len(made)} pairs kept of {n} asked for")
 
@@ -191,15 +199,27 @@ def layouts(overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
 def audit(folder: str = typer.Argument(None, metavar="[DIR]", help="folder of a drawn set"),
           overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN,
           seam: Path = typer.Option(None, help="folder of a generator: look for its seams instead"),
-          json_file: Path = typer.Option(None, "--json", help="with --seam: also write what was found")) -> None:
+          spectrum: Path = typer.Option(None, help="folder of a drawn set: where does it leave the real spectrum?"),
+          json_file: Path = typer.Option(None, "--json", help="with --seam, --spectrum: write it there")) -> None:
     """Verify a drawn set, files and kept pixels against their hashes: synth audit DIR.
 
     Or ask whether a network finds places that a generator kept although they hold no object (0.5 = it does not):
     synth audit --seam GENERATOR data.labelled=DIR [data.unlabelled=DIR] [n=200] [out=DIR] [steps=400 ...].
+
+    Or where a drawn set leaves the spectrum of real images, by frequency, and whether a decoder's upsampling shows:
+    synth audit --spectrum DIR data.labelled=DIR [data.unlabelled=DIR] [out=spectrum.png].
     """
     from synth.audit import run_drawn, run_seam
 
     words = [word for word in (folder, *(overrides or [])) if word is not None]
+    if spectrum is not None:
+        from synth.audit_spectrum import run_spectrum
+
+        if seam is not None:
+            raise UserError("--seam and --spectrum", rule="they look at different things", repair="run one at a time")
+        data, rest = _take_data(words)
+        run_spectrum(spectrum, data, rest, json_file=json_file, dry_run=dry_run)
+        return
     if seam is None:
         given = {"--json": json_file is not None, "--dry-run": dry_run}
         run_drawn(words, seam_only=[option for option, there in given.items() if there])

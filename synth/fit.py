@@ -7,16 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from synth.appearance.fit import fit_spectral, load_spectral
+from synth.appearance.settings import SpectralSettings
 from synth.core.checks import UserError
 from synth.core.config import kind_of, load_config
 from synth.core.pairs import ImageSet, PairSet
 from synth.diffusion.fit import fit_inpaint, load_pipeline
 from synth.diffusion.settings import InpaintSettings
+from synth.gan.fit import fit_translate, load_translator
+from synth.gan.settings import TranslateSettings
 from synth.generator import Generator
 from synth.layouts.shape import ShapeModel
 from synth.layouts.shape.fit import ShapeSettings, fit_shape
 
-FitSettings = InpaintSettings | ShapeSettings
+FitSettings = InpaintSettings | TranslateSettings | SpectralSettings | ShapeSettings
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,17 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "inpaint": Kind(InpaintSettings, fit_inpaint),
+    "translate": Kind(TranslateSettings, fit_translate),
+    "spectral": Kind(SpectralSettings, fit_spectral),
     "shape": Kind(ShapeSettings, fit_shape),
 }
 """By the word that the settings have as `kind`."""
 
-ENGINES: dict[str, Callable[[Path], Generator]] = {"InpaintPipeline": load_pipeline}
+ENGINES: dict[str, Callable[[Path], Generator]] = {
+    "InpaintPipeline": load_pipeline,
+    "TranslatePipeline": load_translator,
+    "SpectralPipeline": load_spectral,
+}
 """How to load a pipeline, by the class name that its model_index.json carries."""
 
 

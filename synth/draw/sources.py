@@ -41,6 +41,7 @@ class Sources:
             that lies outside the window.
         others: id and group of the pair that each layout takes foreground from, None without.
         hosts: id and group of the image that each parent's foreground was put in; empty without.
+        lent: id and group of the image whose amplitudes went into each source, None without; empty if into none.
     """
 
     keys: tuple[str, ...]
@@ -52,6 +53,7 @@ class Sources:
     keep_in: np.ndarray
     others: tuple[tuple[str, str] | None, ...]
     hosts: tuple[tuple[str, str], ...] = ()
+    lent: tuple[tuple[str, str] | None, ...] = ()
 
 
 def rows_with_foreground(labelled: Arrays) -> list[int]:

@@ -1,6 +1,7 @@
 """New label masks from old ones: draw the parameters, then apply them to image and mask alike."""
 
-from synth.layouts.frame import detect_frame, keep_in_of
+from synth.core.frame import detect_frame
+from synth.layouts.frame import keep_in_of
 from synth.layouts.layout import (
     Layout,
     Placed,
