@@ -12,6 +12,7 @@ import numpy as np
 from apps.studio import MAX_SEED, Ask, Outcome, Studio, paint, read_upload
 from synth.core.checks import UserError
 from synth.core.pairs import Arrays, DataInfo
+from synth.diffusion.inpaint import InpaintPipeline
 from synth.gates import Gates
 from synth.show import outlined, view
 
@@ -167,13 +168,20 @@ class Page:
                 f"{seconds:.1f} s.{layout}")
 
 
+DOES = {"foreground": "Keeps the annotated structure of an image pixel by pixel, paints a new surrounding",
+        "surroundings": "Keeps the surroundings of an image, paints the annotated structure anew",
+        "nothing": "Draws a new image from the label mask alone"}
+KEPT = {"foreground": ": inside the outline every pixel is kept",
+        "surroundings": ": away from the outline every pixel is kept", "nothing": ": no pixel of the source is kept"}
+"""By what a generator keeps."""
+
+
 def build_page(studio: Studio) -> gr.Blocks:
     """Returns the page, not yet served."""
     page = Page(studio)
     with gr.Blocks(title="Pairsmith preview", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-        gr.Markdown("# Pairsmith preview\nKeeps the annotated structure of an image pixel by pixel, paints a new "
-                    "surrounding, and shows what the gates of `synth draw` say about the result.\n\n"
-                    f"<small>{html.escape(studio.title)}</small>", elem_id="head")
+        gr.Markdown(f"# Pairsmith preview\n{DOES[studio.generator.keeps]}, and shows what the gates of `synth draw` "
+                    f"say about the result.\n\n<small>{html.escape(studio.title)}</small>", elem_id="head")
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=340):
                 which, how, button = _inputs(studio)
@@ -198,18 +206,24 @@ def _inputs(studio: Studio) -> tuple[list[gr.components.Component], list[gr.comp
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED - MAX_VARIANTS, min_width=140)
             fresh = gr.Button("New seed", min_width=100, size="md")
         n_variants = gr.Slider(1, MAX_VARIANTS, value=4, step=1, label="Variants", info="each from the next seed")
-        strength = gr.Slider(0.2, 1, value=1, step=0.05, label="Strength",
+        strength = gr.Slider(0.2, 1, value=1, step=0.05, label="Strength", visible=studio.has_steps,
                              info="1 paints a new surrounding, less stays closer to the old one")
         layout = gr.Checkbox(False, label="Random layout", info="mirror, scale, turn and shift the pair first")
-    with gr.Accordion("Sampler", open=False):
-        generator = studio.generator
-        default = int(generator.config.n_steps)
-        n_steps = gr.Slider(min(4, default), max(100, default), value=default, step=1, label="Noise levels",
-                            info="more is slower and finer; the start value is the generator's own: "
-                            f"{generator.config.sampler}, {generator.evaluations()} network evaluations")
+    n_steps = _steps(studio)
     button = gr.Button("Paint", variant="primary", size="lg")
     fresh.click(lambda: secrets.randbelow(NEW_SEEDS), None, seed, show_progress="hidden", api_visibility="private")
     return which, [seed, strength, n_steps, n_variants, layout], button
+
+
+def _steps(studio: Studio) -> gr.Slider:
+    """Returns the slider of noise levels, out of sight where the generator has none."""
+    generator, default, words = studio.generator, 1, ""
+    if isinstance(generator, InpaintPipeline):
+        default = int(generator.config.n_steps)
+        words = f"{generator.config.sampler}, {generator.evaluations()} network evaluations"
+    with gr.Accordion("Sampler", open=False, visible=studio.has_steps):
+        return gr.Slider(min(4, default), max(100, default), value=default, step=1, label="Noise levels",
+                         info=f"more is slower and finer; the start value is the generator's own: {words}")
 
 
 def _choice(studio: Studio) -> list[gr.components.Component]:
@@ -237,7 +251,7 @@ def _results(studio: Studio) -> tuple[list[gr.components.Component], gr.Gallery,
             gr.Markdown("**Source**", elem_classes="caption")
             source = gr.Image(label="Source", **look)
         with gr.Column(min_width=240, elem_classes="tight"):
-            gr.Markdown("**Label mask**: inside the outline every pixel is kept", elem_classes="caption")
+            gr.Markdown(f"**Label mask**{KEPT[studio.generator.keeps]}", elem_classes="caption")
             mask = gr.Image(label="Label mask", **look)
     with gr.Column(elem_classes="tight"):
         gr.Markdown("**Synthetic**", elem_classes="caption")

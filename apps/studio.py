@@ -19,6 +19,7 @@ from synth.draw.sources import Sources, rows_with_foreground, transform_pairs
 from synth.formats.decode import decode_image, decode_mask, parse_mask_map
 from synth.gates import Gates, Verdict
 from synth.gates.gates import Predict
+from synth.generator import Generator
 from synth.layouts import LayoutSettings, layout_from_json
 
 MAX_SEED = 2**31 - 1
@@ -43,11 +44,16 @@ class Studio:
         rows: of the pairs that have foreground. title: one line that names what was loaded.
     """
 
-    generator: InpaintPipeline
+    generator: Generator
     arrays: Arrays
     rows: tuple[int, ...]
     gates: Gates
     title: str
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether the generator goes through noise levels, and so has a strength and a number of steps to set."""
+        return isinstance(self.generator, InpaintPipeline)
 
     @property
     def ids(self) -> list[str]:
@@ -99,9 +105,6 @@ def open_studio(folders: Folders) -> Studio:
         UserError: if a folder does not hold what it should, or the parts do not fit together.
     """
     generator = load_generator(folders.generator)
-    if not isinstance(generator, InpaintPipeline):
-        raise UserError(str(folders.generator), rule="the preview paints with inpainting generators",
-                        repair="give a folder that synth fit configs/inpaint.yaml wrote")
     pairs = load_pairs(folders.data, mask_map=folders.mask_map, channels=generator.channels)
     _check_range(generator, pairs.info, str(folders.data))
     training = None
@@ -117,7 +120,7 @@ def open_studio(folders: Folders) -> Studio:
     return Studio(generator, arrays, tuple(rows_with_foreground(arrays)), gates, title)
 
 
-def _check_range(generator: InpaintPipeline, info: DataInfo, where: str) -> None:
+def _check_range(generator: Generator, info: DataInfo, where: str) -> None:
     if generator.intensity_range != tuple(info.intensity_range):
         raise UserError(where, rule=f"its intensity range is {tuple(info.intensity_range)}, the generator's "
                         f"{generator.intensity_range}", repair="use the kind of data that the generator was fitted on")
@@ -192,9 +195,14 @@ def paint(studio: Studio, one: Arrays, ask: Ask, *, callback: Callable[[int, int
     moved, words = _lay_out(one, ask)
     source, masks, frame = (np.repeat(x, n, axis=0) for x in (moved.pixels, moved.labels, moved.keep_in))
     targets, seeds = torch.from_numpy(masks.astype(np.int64)), tuple(ask.seed + i for i in range(n))
-    unit = generator.paint(pixels_to_unit(source, low_high), generator.kept(targets), seeds=seeds, labels=targets,
-                           keep_in=torch.from_numpy(frame), n_steps=ask.n_steps, strength=ask.strength, callback=count)
-    keep = generator.kept(targets, torch.from_numpy(frame))[:, None].numpy()
+    given, frames = pixels_to_unit(source, low_high), torch.from_numpy(frame)
+    if isinstance(generator, InpaintPipeline):
+        unit = generator.paint(given, generator.kept(targets), seeds=seeds, labels=targets, keep_in=frames,
+                               n_steps=ask.n_steps, strength=ask.strength, callback=count)
+    else:  # one pass for each variant: no steps to set, and no source to start from
+        unit = generator.sample(given, targets, seeds=seeds, keep_in=frames)
+        count(n, n)
+    keep = generator.kept(targets, frames)[:, None].numpy()
     painted = np.where(keep, kept_source(generator, source), unit_to_pixels(unit, low_high, source.dtype))
     judged, verdicts = run_gates(pixels_to_unit(painted, low_high), targets, studio.gates)
     return Outcome(moved.pixels[0], moved.labels[0], painted, judged.numpy().astype(np.uint8), seeds, tuple(verdicts),

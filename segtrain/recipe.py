@@ -223,7 +223,8 @@ class SegmentRecipe(Recipe):
 
     def _scene(self, batch: Batch, progress: float, views: list[_View], terms: list[_Term]) -> Scene:
         seeds = tuple(batch["seeds"].tolist())
-        given = Supervised(batch["images"], batch["labels"], batch["synthetic"], batch["rows"], seeds,
+        weight = batch["weights"][:, None, None].expand(batch["labels"].shape) if "weights" in batch else None
+        given = Supervised(batch["images"], batch["labels"], batch["synthetic"], batch["rows"], seeds, weight=weight,
                            observers=batch.get("observers"))
         heads = {name: self.nets[f"head_{name}"] for name in self.heads}
         scene = Scene(self.n_steps, progress, self.settings.loop.steps, self.info.n_classes, self.topology, heads,

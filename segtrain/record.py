@@ -87,7 +87,7 @@ class Index:
 
     Attributes:
         scores: files of single runs, relative. pairs: (arm, baseline) of each comparison.
-        painter_seconds: training of the inpainting generator, 0 if no arm needed one.
+        painter_seconds: training of the generators, all label draws together; 0 if no arm needed one.
         referee_seconds: training of the segmenters that help to choose its pairs, all label draws together.
     """
 

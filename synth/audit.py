@@ -12,12 +12,12 @@ import torch
 
 from synth.core.checks import UserError
 from synth.core.config import load_config, to_yaml
+from synth.core.data import DataSettings
 from synth.core.files import write_json
 from synth.core.pairs import Arrays, ImageSet, PairSet
 from synth.core.rng import sample_rng
 from synth.core.shell import is_main, refuse, required, say, take, take_number
 from synth.core.space import pixels_to_unit
-from synth.diffusion.settings import DataSettings
 from synth.draw import verify_shards
 from synth.fit import load_generator
 from synth.formats import load_images, load_pairs

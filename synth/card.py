@@ -24,21 +24,35 @@ configs:
 - Parent groups: {groups}
 - Sampler: `{settings}`
 
-Every image shows a verbatim, transformed part of a real patient's image (its foreground, or, where objects were
-repainted or inserted, its surroundings), or was drawn by a network that saw such images: this set is not anonymous, and
-must be handled like the images it came from. `synth export --without-group NAME` removes every child of a group.
+{note}Every image shows a verbatim, transformed part of a real patient's image (its foreground, or, where objects
+were repainted or inserted, its surroundings), or was drawn by a network that saw such images: this set is not
+anonymous, and must be handled like the images it came from. `synth export --without-group NAME` removes every child of
+a group.
 """
+
+RECOLOURED = """Nothing here was painted: each image is a real training image with other amplitudes, and its mask is the
+one that came with it. So no picture is new: its correlation with the training images is noted and not judged, and these
+pairs add appearances to a training set, no anatomy. The gates that apply are the judge's faithfulness and, where asked
+for, the spectrum.
+
+"""
+"""What the card of a set says whose generator changes amplitudes alone."""
 
 
 def _size_category(n: int) -> str:
     return "n<1K" if n < 1000 else "1K<n<10K" if n < 10_000 else "10K<n<100K"
 
 
-def dataset_card(*, n_kept: int, n_rejected: int, n_asked: int, classes: Sequence[str], generator: str,
-                 settings: str, groups: Sequence[str]) -> str:
-    """Returns the card as Markdown with the YAML head that the hub and `datasets` read."""
+def dataset_card(  # noqa: PLR0913 - what stands on it, word by word
+        *, n_kept: int, n_rejected: int, n_asked: int, classes: Sequence[str], generator: str,
+        settings: str, groups: Sequence[str], note: str = "") -> str:
+    """Returns the card as Markdown with the YAML head that the hub and `datasets` read.
+
+    Args:
+        note: what else a reader must know of the pairs, a paragraph.
+    """
     rejected = "  - split: rejected\n    path: data/rejected-*.parquet\n" if n_rejected else ""
     return _CARD.format(size=_size_category(n_kept), rejected=rejected, n_kept=n_kept, n_drawn=n_kept + n_rejected,
-                        n_asked=n_asked, generator=generator, settings=settings,
+                        n_asked=n_asked, generator=generator, settings=settings, note=note,
                         classes=", ".join(f"{i} = {c}" for i, c in enumerate(classes)),
                         groups=", ".join(sorted(set(groups))))

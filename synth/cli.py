@@ -1,4 +1,7 @@
-"""The command `synth`: fit | layouts | draw | curate | audit | export | import | show. Imports wait in the commands."""
+"""The command `synth`: fit | layouts | draw | curate | audit | export | import | merge-labels | show.
+
+Heavy imports wait in the commands.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from synth.core.checks import UserError
 from synth.core.shell import refuse, required, run, say, take, take_number
 
 if TYPE_CHECKING:
+    from synth.core.data import DataSettings
     from synth.core.pairs import ImageSet, PairSet
-    from synth.diffusion.settings import DataSettings
     from synth.draw import DrawSettings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -30,14 +33,14 @@ FOLDER = typer.Argument(..., help="folder of pairs, in any supported format")
 @app.command()
 def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
     """Fit a generator: synth fit CONFIG data.labelled=DIR [data.unlabelled=DIR] out=DIR."""
-    from synth.core.config import load_config, to_yaml
-    from synth.diffusion.settings import InpaintSettings
+    from synth.core.config import to_yaml
+    from synth.fit import fit as run_fit
+    from synth.fit import load_fit_settings
 
-    settings = load_config(InpaintSettings, config, overrides or [])
+    settings = load_fit_settings(config, overrides or [])
     if dry_run:
         typer.echo(to_yaml(settings), nl=False)
         return
-    from synth.fit import fit as run_fit
     from synth.formats import load_images, load_pairs
 
     data = settings.data
@@ -45,8 +48,8 @@ def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool =
     labelled = load_pairs(required(data.labelled, "data.labelled", "data/labelled"), mask_map=data.mask_map,
                           channels=data.channels)
     unlabelled = load_images(data.unlabelled, channels=data.channels, like=labelled.info) if data.unlabelled else None
-    generator = run_fit(settings, labelled, unlabelled, out=out)
-    say(f"{out}: generator {generator.content_hash()}, {generator.size} px, {generator.channels} channel(s)")
+    made = run_fit(settings, labelled, unlabelled, out=out)
+    say(f"{out}: {settings.kind} {made.content_hash()}, {made.size} px, {labelled.info.channels} channel(s)")
 
 
 def _take_group(overrides: list[str], group: str) -> tuple[list[str], list[str]]:
@@ -65,7 +68,7 @@ def _settings(config: Path | None, overrides: list[str]) -> DrawSettings:
 def _take_data(overrides: list[str]) -> tuple[DataSettings, list[str]]:
     """Returns the data.* settings among `overrides`, and the other overrides."""
     from synth.core.config import load_config
-    from synth.diffusion.settings import DataSettings
+    from synth.core.data import DataSettings
 
     mine, rest = _take_group(overrides, "data")
     return load_config(DataSettings, {}, mine), rest
@@ -83,15 +86,18 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
          no_paint: bool = typer.Option(False, "--no-paint", help="write the transformed sources unpainted")) -> None:
     """Draw pairs: synth draw CONFIG generator=DIR data.labelled=DIR [data.unlabelled=DIR] [judge=DIR] n=500 out=DIR.
 
-    Without judge= only novelty is checked. judge=DIR referee=DIR supply.oversample=4 draws four times as many and keeps
+    Without judge= only novelty rejects. judge=DIR referee=DIR supply.oversample=4 draws four times as many and keeps
     those that are hard for the judge and true to their mask for the referee, and a random half. preset=fast and
     sampler.n_steps=8 change how this run paints, sampler.mode=object what. data.hosts=DIR judge=DIR paints objects
-    into real images that show none. curate.ignore=1.25 curate.min_agreement=0.8 [data.held_out=DIR] are the rules of
-    synth curate while drawing. --no-paint writes what every kept pixel must equal; it takes size= in the place of
-    generator=.
+    into real images that show none. appearance=DIR (a generator of kind spectral) changes the amplitudes of sources
+    before they are painted. gates.spectrum=reject rejects what leaves the real spectrum. shape=DIR (of kind shape)
+    rejects implausible layouts and, with layout.source=shape, draws new ones for a generator that keeps nothing.
+    curate.ignore=1.25 curate.min_agreement=0.8 [data.held_out=DIR] are the rules of synth curate while drawing.
+    --no-paint writes what every kept pixel must equal; it takes size= in the place of generator=.
     """
-    from synth.core.config import to_yaml
+    from synth.core.config import load_config, to_yaml
     from synth.draw.modes import sampler_changes
+    from synth.gates import GateSettings
 
     generator_dir, rest = take(overrides, "generator")
     judge_dir, rest = take(rest, "judge")
@@ -105,18 +111,31 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     hosts_dir, rest = take(rest, "data.hosts")
     held_out_dir, rest = take(rest, "data.held_out")
     seam_dir, rest = take(rest, "seam")
+    shape_dir, rest = take(rest, "shape")
+    appearance_dir, rest = take(rest, "appearance")
+    gate, rest = _take_group(rest, "gates")
     data, rest = _take_data(rest)
     settings, changes = _settings(config, rest), sampler_changes(preset, sampler)
+    strictness = load_config(GateSettings, None, gate)
     if dry_run:
         typer.echo(f"generator: {generator_dir}\njudge: {judge_dir}\nreferee: {referee_dir}\nn: {n}\nseed: {seed}\n"
-                   f"size: {size}\nout: {out}\nseam: {seam_dir}\npreset: {preset}\n"
+                   f"size: {size}\nout: {out}\nseam: {seam_dir}\nshape: {shape_dir}\nappearance: {appearance_dir}\n"
+                   f"preset: {preset}\ngates:\n{indent(to_yaml(strictness), '  ')}"
                    f"sampler: {json.dumps(changes)}\ndata:\n"
                    + indent(f"hosts: {hosts_dir}\nheld_out: {held_out_dir}\n" + to_yaml(data), "  ")
                    + to_yaml(settings), nl=False)
         return
     from synth.draw import draw as run_draw
     from synth.draw.command import load_held_out
-    from synth.draw.judges import check_held_out, check_supply, check_unpainted, load_curation, load_judge, load_supply
+    from synth.draw.judges import (
+        check_held_out,
+        check_supply,
+        check_unpainted,
+        load_curation,
+        load_judge,
+        load_shape,
+        load_supply,
+    )
     from synth.draw.modes import with_changes
     from synth.fit import load_generator
     from synth.gates import default_gates
@@ -125,22 +144,26 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     out = required(out, "out", "data/made")
     if no_paint:
         check_unpainted(settings, changes, hosts=hosts_dir)
+        refuse([f"gates.{word}" for word in gate], "nothing of gates. with --no-paint: there are none")
     check_supply(settings, judge_dir, referee_dir)
     check_held_out(settings, held_out_dir)
     generator = None if no_paint else with_changes(
         load_generator(required(generator_dir, "generator", "runs/painter")), changes)
     labelled = _load_labelled(data)
-    gates = supply = curation = None
+    gates = supply = shape = curation = None
     if generator is not None:
         judge = load_judge(judge_dir, size=generator.size) if judge_dir else None
+        shape = load_shape(shape_dir, labelled, size=generator.size)
         training = _join(labelled, _load_images(data.unlabelled, labelled))
         gates = default_gates(judge, labelled, training=training, size=generator.size,
-                              seam=SeamProbe.load(seam_dir) if seam_dir else None)
+                              settings=strictness, seam=SeamProbe.load(seam_dir) if seam_dir else None, shape=shape)
         supply = load_supply(settings, judge_dir, referee_dir, labelled=labelled, size=generator.size)
         curation = load_curation(settings.curate, judge_dir, referee_dir, labelled=labelled, size=generator.size,
                                  held_out=load_held_out(held_out_dir, data, labelled))
     made = run_draw(generator, labelled, n=n, seed=seed, gates=gates, out=out, config=settings, size=size,
-                    supply=supply, curation=curation, hosts=_load_images(hosts_dir, labelled))
+                    supply=supply, curation=curation, hosts=_load_images(hosts_dir, labelled),
+                    shape=shape if settings.layout.source == "shape" else None,
+                    appearance=load_generator(appearance_dir) if appearance_dir else None)
     if made is not None:
         typer.echo(f"{out}: {len(made)} pairs kept of {n} asked for")
 
@@ -177,7 +200,10 @@ def _join(labelled: PairSet, unlabelled: ImageSet | None) -> ImageSet | None:
 
 @app.command()
 def layouts(overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
-    """Show random layouts: synth layouts data.labelled=DIR size=64 n=32 seed=0 out=layouts.png."""
+    """Show random layouts: synth layouts data.labelled=DIR size=64 n=32 seed=0 out=layouts.png.
+
+    Those that change shape (layout.grow_px=, layout.bend_px=, or layout.source=shape shape=DIR) have no image: labels.
+    """
     from synth.core.config import to_yaml
 
     data, rest = _take_data(overrides or [])
@@ -185,37 +211,45 @@ def layouts(overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
     seed, rest = take_number(rest, "seed", 0)
     size, rest = take_number(rest, "size", 64)
     out, rest = take(rest, "out")
+    shape_dir, rest = take(rest, "shape")
     settings = _settings(None, rest)
     if dry_run:
-        typer.echo(f"n: {n}\nseed: {seed}\nsize: {size}\nout: {out}\ndata:\n" + indent(to_yaml(data), "  ")
-                   + to_yaml(settings), nl=False)
+        typer.echo(f"n: {n}\nseed: {seed}\nsize: {size}\nout: {out}\nshape: {shape_dir}\ndata:\n"
+                   + indent(to_yaml(data), "  ") + to_yaml(settings), nl=False)
         return
-    from synth.draw import draw as run_draw
-    from synth.show import save_grid
+    from synth.draw.judges import load_shape
+    from synth.sketch import sketch
 
-    out = Path(required(out, "out", "layouts.png"))
-    if out.suffix != ".png":
-        raise UserError(f"out={out}", rule="it names a picture; the pairs go into a folder of that name without .png",
-                        repair="write out=layouts.png")
-    made = run_draw(None, _load_labelled(data), n=n, seed=seed, size=size, out=out.with_suffix(""), config=settings)
-    if made is not None:
-        save_grid(made, out)
-        say(f"{out}: {len(made)} layouts; the pairs are in {out.with_suffix('')}")
+    labelled, out = _load_labelled(data), Path(required(out, "out", "layouts.png"))
+    sketch(labelled, n=n, seed=seed, size=size, out=out, settings=settings,
+           shape=load_shape(shape_dir, labelled, size=size))
 
 
 @app.command()
 def audit(folder: str = typer.Argument(None, metavar="[DIR]", help="folder of a drawn set"),
           overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN,
           seam: Path = typer.Option(None, help="folder of a generator: look for its seams instead"),
-          json_file: Path = typer.Option(None, "--json", help="with --seam: also write what was found")) -> None:
+          spectrum: Path = typer.Option(None, help="folder of a drawn set: where does it leave the real spectrum?"),
+          json_file: Path = typer.Option(None, "--json", help="with --seam, --spectrum: write it there")) -> None:
     """Verify a drawn set, files and kept pixels against their hashes: synth audit DIR.
 
     Or ask whether a network finds places that a generator kept although they hold no object (0.5 = it does not):
     synth audit --seam GENERATOR data.labelled=DIR [data.unlabelled=DIR] [n=200] [out=DIR] [steps=400 ...].
+
+    Or where a drawn set leaves the spectrum of real images, by frequency, and whether a decoder's upsampling shows:
+    synth audit --spectrum DIR data.labelled=DIR [data.unlabelled=DIR] [out=spectrum.png].
     """
     from synth.audit import run_drawn, run_seam
 
     words = [word for word in (folder, *(overrides or [])) if word is not None]
+    if spectrum is not None:
+        from synth.audit_spectrum import run_spectrum
+
+        if seam is not None:
+            raise UserError("--seam and --spectrum", rule="they look at different things", repair="run one at a time")
+        data, rest = _take_data(words)
+        run_spectrum(spectrum, data, rest, json_file=json_file, dry_run=dry_run)
+        return
     if seam is None:
         given = {"--json": json_file is not None, "--dry-run": dry_run}
         run_drawn(words, seam_only=[option for option, there in given.items() if there])
@@ -267,6 +301,15 @@ def import_(folder: Path = FOLDER, overrides: list[str] = OVERRIDES, dry_run: bo
         return
     write_folder(pairs, out)
     say(f"{out}: {found}")
+
+
+@app.command("merge-labels")
+def merge_labels(folder: Path = typer.Argument(..., help="folder with images/ and annotators/WHO/NAME.png"),
+                 overrides: list[str] = OVERRIDES, dry_run: bool = CHECK_ONLY) -> None:
+    """Merge several annotators' masks into one set: synth merge-labels DIR out=DIR [method=staple|vote|soft ...]."""
+    from synth.merge.command import run_merge
+
+    run_merge(folder, overrides or [], dry_run=dry_run)
 
 
 @app.command()

@@ -4,29 +4,73 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from synth.appearance.fit import fit_spectral, load_spectral
+from synth.appearance.settings import SpectralSettings
 from synth.core.checks import UserError
-from synth.core.config import load_config
+from synth.core.config import kind_of, load_config
 from synth.core.pairs import ImageSet, PairSet
 from synth.diffusion.fit import fit_inpaint, load_pipeline
 from synth.diffusion.settings import InpaintSettings
+from synth.gan.fit import fit_translate, load_translator
+from synth.gan.settings import TranslateSettings
 from synth.generator import Generator
+from synth.layouts.shape import ShapeModel
+from synth.layouts.shape.fit import ShapeSettings, fit_shape
 
-ENGINES: dict[str, Callable[[Path], Generator]] = {"InpaintPipeline": load_pipeline}
+FitSettings = InpaintSettings | TranslateSettings | SpectralSettings | ShapeSettings
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of model: its settings, and how it is fitted on labelled and unlabelled images into a folder."""
+
+    settings: type[FitSettings]
+    fit: Callable[[FitSettings, PairSet, ImageSet | None, Path], Generator | ShapeModel]
+
+
+KINDS: dict[str, Kind] = {
+    "inpaint": Kind(InpaintSettings, fit_inpaint),
+    "translate": Kind(TranslateSettings, fit_translate),
+    "spectral": Kind(SpectralSettings, fit_spectral),
+    "shape": Kind(ShapeSettings, fit_shape),
+}
+"""By the word that the settings have as `kind`."""
+
+ENGINES: dict[str, Callable[[Path], Generator]] = {
+    "InpaintPipeline": load_pipeline,
+    "TranslatePipeline": load_translator,
+    "SpectralPipeline": load_spectral,
+}
 """How to load a pipeline, by the class name that its model_index.json carries."""
 
 
-def fit(config: str | Path | dict | InpaintSettings, labelled: PairSet, unlabelled: ImageSet | None = None, *,
-        out: str | Path, overrides: Sequence[str] = ()) -> Generator:
+def load_fit_settings(config: str | Path | dict | FitSettings, overrides: Sequence[str] = ()) -> FitSettings:
+    """Returns the settings of a fit, of the kind that they name; without one they are an inpainter's.
+
+    Raises:
+        UserError: for an unknown kind, or as `load_config`.
+    """
+    kind = kind_of(config, overrides) or "inpaint"
+    if kind not in KINDS:
+        raise UserError(f"kind={kind}", rule="no such kind of generator", repair=f"take one of {', '.join(KINDS)}")
+    return load_config(KINDS[kind].settings, config, overrides)
+
+
+def fit(config: str | Path | dict | FitSettings, labelled: PairSet, unlabelled: ImageSet | None = None, *,
+        out: str | Path, overrides: Sequence[str] = ()) -> Generator | ShapeModel:
     """Returns a generator fitted on images of the training split, saved in `out` as a diffusers pipeline folder.
 
-    Running again resumes; a finished folder is loaded at once. Works under `accelerate launch`.
+    Settings of kind "shape" give a shape model of the label masks. Running again resumes; a finished folder is loaded
+    at once. Works under `accelerate launch`.
 
     Raises:
         UserError: for unknown settings, sets that do not fit together, or an `out` that holds another run.
     """
-    return fit_inpaint(load_config(InpaintSettings, config, overrides), labelled, unlabelled, Path(out))
+    settings = load_fit_settings(config, overrides)
+    return KINDS[settings.kind].fit(settings, labelled, unlabelled, Path(out))
 
 
 def load_generator(folder: str | Path) -> Generator:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from synth.core.checks import IGNORE, UserError
 from synth.core.space import labels_to_keep
 
-KEEPS = {"surroundings": "foreground", "object": "surroundings", "layout": "nothing"}
-"""What of its source a pair shows untouched, by what is painted (the mode)."""
+KEEPS = {"surroundings": "foreground", "object": "surroundings", "layout": "nothing", "appearance": "nothing"}
+"""What of its source a pair shows untouched, bit for bit, by what is painted (the mode). In mode "appearance" no pixel
+is, but all of its content: see `shows_source`."""
 
 
 CURATED = "curated"
@@ -43,6 +44,14 @@ def mode_of(settings: Mapping[str, object]) -> str:
     return str(settings.get("mode", "surroundings"))
 
 
+def shows_source(settings: Mapping[str, object]) -> bool:
+    """Returns whether a pair drawn with sampler `settings` is its source in another appearance, nothing being painted.
+
+    Then labels hold everywhere, the geometry is the source's, and no picture can be new.
+    """
+    return mode_of(settings) == "appearance"
+
+
 def kept_by(labels: torch.Tensor, settings: Mapping[str, object]) -> torch.Tensor:
     """Returns `kept_pixels` of labels (B, H, W) for the sampler settings of a pair's provenance, (B, H, W) bool."""
     return kept_pixels(labels, mode=mode_of(settings), ring_px=int(settings.get("ring_px", 0)),
@@ -51,6 +60,9 @@ def kept_by(labels: torch.Tensor, settings: Mapping[str, object]) -> torch.Tenso
 
 class Generator(ABC):
     """A fitted model that draws images for label masks. Abstract; its subclasses are diffusers pipelines."""
+
+    kind = "inpaint"
+    """Of its settings (`synth fit`); the ids of what it draws begin with it."""
 
     @property
     @abstractmethod
@@ -92,6 +104,10 @@ class Generator(ABC):
         """
         keep = kept_by(mask, self.sampler_settings())
         return keep if keep_in is None else keep | (keep_in & ~labels_to_keep(mask))
+
+    def lenders(self, seeds: Sequence[int]) -> tuple[tuple[str, str] | None, ...]:
+        """Returns id and group of a further real image that goes into what each seed draws, None where none does."""
+        return (None,) * len(seeds)
 
     def transformed(self, image: torch.Tensor) -> torch.Tensor:
         """Returns unit `image` (B, C, H, W) as its kept pixels appear in what is drawn: untouched by default."""

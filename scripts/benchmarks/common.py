@@ -155,7 +155,7 @@ def shared_folder(home: Path, name: str, parts: Parts) -> Path:
 
 
 def open_bench(data: DataSet, args: argparse.Namespace, overrides: Sequence[str] = ()) -> Bench:
-    """Returns the bench of one data set: its `painter` and `judge` are fitted on training groups alone, and cached."""
+    """Returns the bench of one data set: its generators and `judge` are fitted on training groups alone, and cached."""
     settings = settings_for(data, args, overrides)
     parts = prepare(settings)
     return Bench(settings, parts, shared_folder(args.out / data.name, "bench", parts))

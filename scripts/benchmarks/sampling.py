@@ -169,7 +169,7 @@ def main() -> None:
     args = resolve(begin(arguments()))
     bench = open_bench(only_set(args), args)
     draw = bench.parts.draws[0]
-    pipeline = bench.painter(draw)
+    pipeline = bench.generator("inpaint", draw)
     paints = methods(pipeline)
     paints = {name: paint for name, paint in paints.items() if name in (args.method or METHODS)}
     print(f"{bench.parts.labelled.where}: generator {pipeline.content_hash()}, {pipeline.sampler_settings()}")

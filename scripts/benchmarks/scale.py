@@ -177,7 +177,7 @@ def two_processes_row(spec: Spec, folder: Path, *, rounds: int) -> Row:
 def base_spec(bench: Bench, args: argparse.Namespace) -> Spec:
     """Returns what all draws share; the generator is fitted and its labelled pairs are written if need be."""
     label_draw = bench.parts.draws[0]
-    bench.painter(label_draw)
+    bench.generator("inpaint", label_draw)
     labelled = bench.out / "scale" / f"labelled-{hash_json([bench.parts.source, label_draw.labelled])}"
     if not (labelled / "dataset.json").exists():
         half = labelled.with_name(f".{labelled.name}.tmp")
@@ -185,7 +185,7 @@ def base_spec(bench: Bench, args: argparse.Namespace) -> Spec:
         write_folder(bench.parts.labelled_of(label_draw), half)
         os.replace(half, labelled)
     settings = {k: v for k, v in bench.settings.draw.items() if k != "supply"}
-    return Spec(str(bench.painter_folder(label_draw)), str(labelled), "", 0, 0, args.preset, settings)
+    return Spec(str(bench.generator_folder("inpaint", label_draw)), str(labelled), "", 0, 0, args.preset, settings)
 
 
 def main() -> None:

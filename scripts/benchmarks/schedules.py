@@ -112,7 +112,7 @@ def main() -> None:
         setattr(args, name, getattr(args, name) or (small if args.quick else full))
     bench = open_bench(only_set(args), args)
     draw = bench.parts.draws[0]
-    pipeline = bench.painter(draw)
+    pipeline = bench.generator("inpaint", draw)
     some, work = schedules(pipeline, args), draw_work(bench, draw, n=args.n, batch=args.batch)
     timings, evaluations = timings_of(some, work[0], rounds=args.rounds)
     rows = [timings[s.name].row(f"seconds/{s.name}", per=len(work[0].groups), unit="s per pair") for s in some]

@@ -12,7 +12,7 @@ import torch
 from common import Row, cached
 from painting import MethodGenerator, Paint, Request
 
-from segtrain.compare.arms import ARMS
+from segtrain.compare.arms import REAL
 from segtrain.compare.runs import Bench, Job
 from segtrain.compare.splits import LabelDraw
 from segtrain.metrics import score_cases
@@ -166,7 +166,7 @@ def utility_rows(bench: Bench, draw: LabelDraw, pipeline: InpaintPipeline, paint
     Args:
         budgets: pairs drawn by each method. baseline: a method; None = real pairs alone are the only baseline.
     """
-    runs = {"real": [bench.result(Job(ARMS["real"], draw))]}
+    runs = {"real": [bench.result(Job(REAL, draw))]}
     for name, paint in paints.items():
         logging.info("utility: %s draws %d pairs and trains", name, budgets[name])
         runs[name] = [trained_on(bench, draw, MethodGenerator(pipeline, name, paint), n=budgets[name], batch=batch)]

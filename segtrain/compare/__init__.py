@@ -9,10 +9,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from segtrain.compare.arms import ARMS, Arm, choose_arms
+from segtrain.compare.arms import ENGINES, REAL, Arm, choose_arms, engines_of
 from segtrain.compare.data import Parts
 from segtrain.compare.gallery import make_gallery
-from segtrain.compare.making import JUDGED, PAINTED
+from segtrain.compare.making import is_judged, made_of
 from segtrain.compare.prepare import prepare
 from segtrain.compare.runs import Bench, Job
 from segtrain.compare.settings import CompareSettings, load_settings
@@ -69,7 +69,7 @@ def _run(settings: CompareSettings, parts: Parts, arms: Sequence[Arm], out: Path
         before = bench.trained
         results.append(bench.result(job))
         check_budgets(results)
-        clock.tick(results[-1], trained=bench.trained > before, painter_due=bench.painter_due(arms))
+        clock.tick(results[-1], trained=bench.trained > before, generators_due=bench.generators_due(arms))
     write_index(out / INDEX, _index(bench, arms, jobs))
     return write_report(out)
 
@@ -80,26 +80,28 @@ class _Clock:
     def __init__(self, n_jobs: int) -> None:
         self.n_jobs, self.done, self.trained, self.started = n_jobs, 0, 0, time.perf_counter()
 
-    def tick(self, result: RunResult, *, trained: bool, painter_due: bool) -> None:
+    def tick(self, result: RunResult, *, trained: bool, generators_due: bool) -> None:
         """Logs one finished run."""
         self.done, self.trained = self.done + 1, self.trained + trained
         dice = sum(sum(c.dice) / len(c.dice) for c in result.cases) / len(result.cases)
         how = f"trained {result.seconds:.0f} s" if trained else "found, not run again"
         log.info("[%d/%d] %s, label draw %d, seed %d: Dice %.3f (%s)%s", self.done, self.n_jobs, result.arm,
-                 result.draw, result.seed, dice, how, self._rest(painter_due=painter_due))
+                 result.draw, result.seed, dice, how, self._rest(generators_due=generators_due))
 
-    def _rest(self, *, painter_due: bool) -> str:
+    def _rest(self, *, generators_due: bool) -> str:
         if not self.trained or self.done == self.n_jobs:
             return ""
         minutes = (time.perf_counter() - self.started) / self.trained * (self.n_jobs - self.done) / 60
-        return f"; about {max(1, round(minutes))} min to go" + (" and the generator's training" if painter_due else "")
+        more = " and the generators' training" if generators_due else ""
+        return f"; about {max(1, round(minutes))} min to go{more}"
 
 
 def _pairs(arms: Sequence[Arm], baseline: str) -> tuple[tuple[str, str], ...]:
     names = [arm.name for arm in arms]
     pairs = [(name, baseline) for name in names if name != baseline]
-    # Painting has to beat what has the same masks and no new surroundings; exchanged masks are held to the baseline.
-    controls = [("real+inpaint", name) for name in ("real+copypaste", "real+affine", "real+roundtrip")]
+    # A generator has to beat what has the same masks and needs none; exchanged masks are held to the baseline.
+    kinds = {"inpaint": ("copypaste", "affine", "roundtrip"), "translate": ("copypaste", "affine", "inpaint")}
+    controls = [(f"real+{engine}", f"real+{kind}") for engine in ENGINES for kind in kinds[engine]]
     return (*pairs, *(c for c in controls if set(c) <= set(names) and c not in pairs))
 
 
@@ -110,15 +112,15 @@ def _index(bench: Bench, arms: Sequence[Arm], jobs: Sequence[Job]) -> Index:
     notes = (*parts.notes, *_weak_judges(bench, made), *(_shortage(m) for m in made if m.kept < m.asked))
     return Index(settings.baseline, _pairs(arms, settings.baseline),
                  tuple(str(bench.scores_file(job).relative_to(bench.out)) for job in jobs), made,
-                 bench.painter_seconds() if kinds.keys() & set(PAINTED) else 0.0, _data_facts(bench), notes,
+                 bench.generator_seconds(engines_of(tuple(kinds))), _data_facts(bench), notes,
                  make_gallery(bench, arms), settings.model_dump(mode="json"), versions(),
-                 bench.referee_seconds() if kinds.keys() & {"inpaint", "inpaint_shuffled"} else 0.0)
+                 bench.referee_seconds() if any(set(ENGINES) & {kind, *made_of(kind)} for kind in kinds) else 0.0)
 
 
 def _weak_judges(bench: Bench, made: Sequence[MadeFacts]) -> list[str]:
     notes = []
-    for k in sorted({m.draw for m in made if m.kind in JUDGED}):
-        cases = bench.result(Job(ARMS["real"], bench.parts.draws[k])).cases
+    for k in sorted({m.draw for m in made if is_judged(m.kind)}):
+        cases = bench.result(Job(REAL, bench.parts.draws[k])).cases
         dice = sum(sum(c.dice) / len(c.dice) for c in cases) / len(cases)
         if dice < WEAK_JUDGE:
             notes.append(f"Label draw {k}: the judge of its synthetic pairs reaches only Dice {dice:.2f} on the test "

@@ -5,9 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from synth.core.checks import UserError
+
+ENGINES = ("inpaint", "translate")
+"""Generators that a comparison fits; each is a group of its settings."""
+
+SHUFFLED = "_shuffled"
+"""Ends the kind of a control: a generator's images, each with the mask of another. It must hurt."""
+
+KINDS: dict[str, str | None] = {
+    "copypaste": None, "affine": None, "roundtrip": "inpaint", **{name: name for name in ENGINES},
+    **{name + SHUFFLED: name for name in ENGINES}}
+"""Kinds of synthetic pairs, and the generator that each needs.
+
+copypaste is the same foregrounds on other real images; affine the transformed sources as they are; roundtrip those
+through the generator's autoencoder, which adds nothing but its texture.
+"""
 
 
 @dataclass(frozen=True)
@@ -15,40 +29,46 @@ class Arm:
     """One condition: which synthetic pairs it adds, and whether it sees unlabelled images.
 
     Attributes:
-        synthetic: "inpaint"; or a control: "copypaste" (the same foregrounds on other real images), "affine" (the
-            transformed sources as they are), "roundtrip" (those through the generator's autoencoder, which adds nothing
-            but its texture), "inpaint_shuffled" (the painted images, each with the mask of another: it must hurt).
+        synthetic: one of `KINDS`, or several joined by "+": as many pairs in all, the same number of each kind.
         method: how it is trained; None = the comparison's `method` if it sees unlabelled images, else supervised.
     """
 
     name: str
-    synthetic: Literal["copypaste", "inpaint", "inpaint_shuffled", "roundtrip", "affine"] | None = None
+    synthetic: str | None = None
     unlabelled: bool = False
     method: str | None = None
 
 
-ARMS = {arm.name: arm for arm in (
-    Arm("real"),
-    Arm("real+copypaste", synthetic="copypaste"),
-    Arm("real+inpaint", synthetic="inpaint"),
-    Arm("real+unlabelled", unlabelled=True),
-    Arm("all", synthetic="inpaint", unlabelled=True),
-    Arm("real+affine", synthetic="affine"),
-    Arm("real+roundtrip", synthetic="roundtrip"),
-    Arm("real+inpaint_shuffled", synthetic="inpaint_shuffled"),
-)}
+REAL = Arm("real")
+"""Labelled images alone."""
+
+
+def parts_of(kind: str) -> tuple[str, ...]:
+    """Returns the kinds that a joined one is made of; a plain one is made of itself."""
+    return tuple(kind.split("+"))
+
+
+def engines_of(kinds: Sequence[str]) -> tuple[str, ...]:
+    """Returns the generators that `kinds` need, each once."""
+    needed = (KINDS[part] for kind in kinds for part in parts_of(kind))
+    return tuple(dict.fromkeys(engine for engine in needed if engine))
 
 
 def arm_named(name: str) -> Arm:
-    """Returns the arm `name`; "ARM:METHOD" is that arm trained by another method of configs/methods.
+    """Returns the arm `name`: real, then + and what it adds: kinds of synthetic pairs, "unlabelled", or both.
+
+    "all" is short for real+inpaint+unlabelled. "ARM:METHOD" is that arm trained by another method of configs/methods.
 
     Raises:
         UserError: if there is no such arm or method, or the arm lacks the unlabelled images that the method needs.
     """
     base, colon, method = name.partition(":")
-    if base not in ARMS:
-        raise UserError(f"arm {name}", rule="no such arm", repair=f"choose among {', '.join(ARMS)}")
-    arm = ARMS[base]
+    first, *added = ("real+inpaint+unlabelled" if base == "all" else base).split("+")
+    if first != "real" or len(set(added)) < len(added) or not set(added) <= {*KINDS, "unlabelled"}:
+        raise UserError(f"arm {name}", rule="no such arm", repair="write real, and what it adds, e.g. real+inpaint+"
+                        f"unlabelled; there are {', '.join((*KINDS, 'unlabelled'))}, and all")
+    kinds = [word for word in added if word != "unlabelled"]
+    arm = Arm(name, "+".join(kinds) or None, unlabelled="unlabelled" in added)
     if not colon:
         return arm
     from segtrain.method import load_method
@@ -57,7 +77,7 @@ def arm_named(name: str) -> Arm:
         need = "needs" if not arm.unlabelled else "does not use"
         raise UserError(f"arm {name}", rule=f"{method} {need} unlabelled images",
                         repair=f"write {'real+unlabelled' if not arm.unlabelled else 'real'}:{method}")
-    return dataclasses.replace(arm, name=name, method=method)
+    return dataclasses.replace(arm, method=method)
 
 
 def choose_arms(names: Sequence[str], *, baseline: str, has_unlabelled: bool) -> tuple[Arm, ...]:

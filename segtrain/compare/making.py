@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from pyarrow import parquet
 
+from segtrain.compare.arms import ENGINES, SHUFFLED, engines_of, parts_of
 from segtrain.compare.splits import LabelDraw
 from synth.core.checks import UserError
 from synth.core.pairs import Pair, PairSet
@@ -22,33 +23,47 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PAINTED = ("inpaint", "inpaint_shuffled", "roundtrip")
-"""Kinds that need the generator."""
-
-JUDGED = ("copypaste", "inpaint", "inpaint_shuffled")
+JUDGED = ("copypaste", *ENGINES)
 """Kinds in which the judge has a say."""
+
+
+def made_of(kind: str) -> tuple[str, ...]:
+    """Returns the kinds of pairs that those of `kind` are taken from; none if they are made anew."""
+    if kind.endswith(SHUFFLED):
+        return (kind.removesuffix(SHUFFLED),)
+    return parts_of(kind) if len(parts_of(kind)) > 1 else ()
+
+
+def is_judged(kind: str) -> bool:
+    """Returns whether the judge has a say in pairs of `kind`, or in those that they are taken from."""
+    return kind in JUDGED or any(is_judged(source) for source in made_of(kind))
 
 
 def make_ready(bench: Bench, kind: str, draw: LabelDraw) -> None:
     """Trains what `kind` needs, so that the seconds of drawing are those of drawing."""
-    if kind == "inpaint_shuffled":
-        bench.made("inpaint", draw)
+    for source in made_of(kind):
+        bench.made(source, draw)
+    if made_of(kind):
         return
     if kind in JUDGED:
         bench.judge(draw)
-    if kind in PAINTED:
-        bench.painter(draw)
-    if kind == "inpaint" and bench.refereed:
+    for engine in engines_of([kind]):
+        bench.generator(engine, draw)
+    if kind in ENGINES and bench.refereed:
         bench.referee(draw)
 
 
 def make_pairs(bench: Bench, kind: str, draw: LabelDraw, folder: Path) -> None:
     """Writes the pairs of one kind and label draw into `folder`, which may hold some of them already."""
-    makers: dict[str, Callable[[Bench, LabelDraw, Path], None]] = {
-        "copypaste": _copypaste, "inpaint": _inpaint, "inpaint_shuffled": _shuffled, "roundtrip": _roundtrip,
-        "affine": _affine}
+    plain: dict[str, Callable[[Bench, LabelDraw, Path], None]] = {
+        "copypaste": _copypaste, "roundtrip": _roundtrip, "affine": _affine}
     try:
-        makers[kind](bench, draw, folder)
+        if kind in plain:
+            plain[kind](bench, draw, folder)
+        elif kind in ENGINES:
+            _generated(bench, kind, draw, folder)
+        else:
+            _derived(bench, kind, draw, folder)
     except UserError as error:
         if n_rows(folder, "train") or not n_rows(folder, "rejected"):
             raise
@@ -56,7 +71,7 @@ def make_pairs(bench: Bench, kind: str, draw: LabelDraw, folder: Path) -> None:
         log.warning("label draw %d: %s", draw.index, error)
 
 
-def _inpaint(bench: Bench, draw: LabelDraw, folder: Path) -> None:
+def _generated(bench: Bench, engine: str, draw: LabelDraw, folder: Path) -> None:
     from synth.draw import CurateSettings, SupplySettings, default_curation, default_supply
     from synth.draw import draw as draw_pairs
     from synth.gates import GateSettings, default_gates
@@ -69,9 +84,8 @@ def _inpaint(bench: Bench, draw: LabelDraw, folder: Path) -> None:
                             settings=SupplySettings(**settings.draw["supply"])) if bench.supplied else None
     curation = default_curation(judge.predict, referee, labelled, size=settings.size,
                                 settings=CurateSettings(**settings.draw["curate"])) if bench.curated else None
-    draw_pairs(bench.painter(draw), labelled, n=settings.synthetic.n, seed=settings.synthetic.seed, gates=gates,
-               out=folder, config=bench.drawing("inpaint"), supply=supply,
-               curation=curation)
+    draw_pairs(bench.generator(engine, draw), labelled, n=settings.synthetic.n, seed=settings.synthetic.seed,
+               gates=gates, out=folder, config=bench.drawing(engine), supply=supply, curation=curation)
 
 
 def _copypaste(bench: Bench, draw: LabelDraw, folder: Path) -> None:
@@ -87,8 +101,8 @@ def _roundtrip(bench: Bench, draw: LabelDraw, folder: Path) -> None:
     from synth.draw import draw_roundtrip
 
     made = bench.settings.synthetic
-    draw_roundtrip(bench.painter(draw), bench.parts.labelled_of(draw), n=made.n, seed=made.seed, out=folder,
-                   config=bench.drawing("roundtrip"))
+    draw_roundtrip(bench.generator("inpaint", draw), bench.parts.labelled_of(draw), n=made.n, seed=made.seed,
+                   out=folder, config=bench.drawing("roundtrip"))
 
 
 def _affine(bench: Bench, draw: LabelDraw, folder: Path) -> None:
@@ -99,18 +113,29 @@ def _affine(bench: Bench, draw: LabelDraw, folder: Path) -> None:
                config=bench.drawing("affine"))
 
 
-def _shuffled(bench: Bench, draw: LabelDraw, folder: Path) -> None:
+def _derived(bench: Bench, kind: str, draw: LabelDraw, folder: Path) -> None:
+    """Writes pairs that are others' pairs: exchanged masks, or some of each of several kinds."""
     from synth.card import dataset_card
 
-    kept = bench.kept(bench.made("inpaint", draw))
-    if kept is None or len(kept) < 2:
-        log.warning("label draw %d: fewer than two painted pairs, so no masks to exchange among them", draw.index)
+    asked, seed = bench.settings.synthetic.n, bench.settings.synthetic.seed
+    kept = [found for source in made_of(kind) if (found := bench.kept(bench.made(source, draw)))]
+    if kind.endswith(SHUFFLED):
+        pairs = shuffle_masks(kept[0], seed=seed) if kept and len(kept[0]) > 1 else []
+    else:
+        pairs = some_of_each(kept, n=asked // len(made_of(kind)))
+    if not pairs:
+        log.warning("label draw %d: too few pairs were kept to make %s of them", draw.index, kind)
         return
-    pairs = shuffle_masks(kept, seed=bench.settings.synthetic.seed)
     write_shard(pairs, folder / shard_name("train", 0, 1))
-    write_dataset_files(folder, kept.info, dataset_card(
-        n_kept=len(pairs), n_rejected=0, n_asked=bench.settings.synthetic.n, classes=kept.info.classes,
-        generator=pairs[0].made.generator, settings=pairs[0].made.settings, groups=[pair.group for pair in pairs]))
+    write_dataset_files(folder, kept[0].info, dataset_card(
+        n_kept=len(pairs), n_rejected=0, n_asked=asked, classes=kept[0].info.classes,
+        generator=", ".join(dict.fromkeys(pair.made.generator for pair in pairs)), settings=pairs[0].made.settings,
+        groups=[pair.group for pair in pairs]))
+
+
+def some_of_each(sets: Sequence[PairSet], *, n: int) -> list[Pair]:
+    """Returns the first n pairs of every set, or as many as it has: kinds share a budget in equal parts."""
+    return [pairs[i] for pairs in sets for i in range(min(n, len(pairs)))]
 
 
 def shuffle_masks(pairs: PairSet, *, seed: int) -> list[Pair]:
@@ -142,13 +167,13 @@ def made_identity(bench: Bench, kind: str, draw: LabelDraw, *, labelled: str | N
         labelled, unlabelled: fingerprints of the label draw's images.
     """
     settings = bench.settings
-    if kind == "inpaint_shuffled":
-        return bench.made_folder("inpaint", draw).name
+    if made_of(kind):
+        return [kind, settings.synthetic.n, *(bench.made_folder(source, draw).name for source in made_of(kind))]
     judge = bench.judge_folder(draw).name if kind in JUDGED else labelled
     own: object = unlabelled if kind == "copypaste" else None
-    if kind in PAINTED:
-        own = [bench.painter_folder(draw).name, settings.inpaint["sampler"]]
-    if kind == "inpaint":
+    for engine in engines_of([kind]):
+        own = [bench.generator_folder(engine, draw).name, bench.sampling(engine)]
+    if kind in ENGINES:
         own = [own, settings.gates, *([bench.referee_folder(draw).name] if bench.refereed else [])]
     return [settings.synthetic.model_dump(), bench.drawing(kind), judge, own]
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from segtrain.compare.arms import ARMS, Arm
+from segtrain.compare.arms import ENGINES, REAL, Arm, engines_of
 from segtrain.compare.data import Parts, fingerprint
-from segtrain.compare.making import PAINTED, count_verdicts, made_identity, make_pairs, make_ready
+from segtrain.compare.making import count_verdicts, made_identity, make_pairs, make_ready
 from segtrain.compare.settings import CompareSettings
 from segtrain.compare.splits import LabelDraw
 from segtrain.metrics import score_cases
@@ -77,45 +77,58 @@ class Bench:
             self._prints[key] = fingerprint(self.parts.unlabelled_of(draw))
         return self._prints[key]
 
-    def _painter_draw(self, draw: LabelDraw) -> LabelDraw:
-        """Returns the label draw whose masks the generator may see: its own, or, if it sees none, any one for all."""
-        return draw if self.settings.inpaint["denoiser"]["labels"] else self.parts.draws[0]
+    def _sees_masks(self, engine: str) -> bool:
+        """Returns whether a generator learns from label masks, and so must be fitted anew for every label draw."""
+        return engine != "inpaint" or bool(self.settings.inpaint["denoiser"]["labels"])
 
-    def painter_folder(self, draw: LabelDraw) -> Path:
+    def _fitting(self, engine: str) -> dict[str, JsonValue]:
+        return {k: v for k, v in getattr(self.settings, engine).items() if k != "sampler"}
+
+    def sampling(self, engine: str) -> JsonValue:
+        """Returns the settings of a generator that matter when it draws, and not to its fit."""
+        return getattr(self.settings, engine).get("sampler")
+
+    def _own_draw(self, engine: str, draw: LabelDraw) -> LabelDraw:
+        """Returns the label draw whose masks a generator may see: `draw`, or, if it sees none, any one for all."""
+        return draw if self._sees_masks(engine) else self.parts.draws[0]
+
+    def generator_folder(self, engine: str, draw: LabelDraw) -> Path:
         """Returns where the generator of a label draw lies; one that never sees a mask is the same for all of them."""
-        seen = self._labelled_print(self._painter_draw(draw)) if self.settings.inpaint["denoiser"]["labels"] else None
-        fitted = {k: v for k, v in self.settings.inpaint.items() if k != "sampler"}
-        return self._folder("painter", [fitted, self.settings.size, seen, self._training_print])
+        seen = self._labelled_print(draw) if self._sees_masks(engine) else None
+        return self._folder("painter", [self._fitting(engine), self.settings.size, seen, self._training_print])
 
     @cached_property
     def _training_print(self) -> str | None:
         return fingerprint(self.parts.training())
 
-    def painter(self, draw: LabelDraw) -> Generator:
-        """Returns the generator, fitted on every training image and on no mask but those of its label draw."""
+    def generator(self, engine: str, draw: LabelDraw) -> Generator:
+        """Returns a generator, fitted on training images and on no mask but those of its label draw."""
         from synth.fit import fit
 
-        own = self._painter_draw(draw)
-        return fit(self.settings.inpaint, self.parts.labelled_of(own), self.parts.unlabelled_of(own),
-                   out=self.painter_folder(draw), overrides=(f"size={self.settings.size}",))
+        own = self._own_draw(engine, draw)
+        return fit(getattr(self.settings, engine), self.parts.labelled_of(own), self.parts.unlabelled_of(own),
+                   out=self.generator_folder(engine, draw), overrides=(f"size={self.settings.size}",))
 
-    def painter_due(self, arms: Sequence[Arm]) -> bool:
+    def generators_due(self, arms: Sequence[Arm]) -> bool:
         """Returns whether one of `arms` needs a generator that is not fitted yet."""
-        wanted = any(arm.synthetic in PAINTED for arm in arms)
-        return wanted and not all((self.painter_folder(d) / "model_index.json").exists() for d in self.parts.draws)
+        engines = engines_of([arm.synthetic for arm in arms if arm.synthetic])
+        return not all((folder / "model_index.json").exists() for folder in self._generator_folders(engines))
 
-    def painter_seconds(self) -> float:
+    def generator_seconds(self, engines: Sequence[str]) -> float:
         """Returns how long the generators trained, over all sittings and label draws."""
-        folders = dict.fromkeys(self.painter_folder(draw) for draw in self.parts.draws)
-        return sum(json.loads(p.read_text(encoding="utf-8"))["seconds"] for f in folders for p in f.rglob("done.json"))
+        return sum(json.loads(path.read_text(encoding="utf-8"))["seconds"]
+                   for folder in self._generator_folders(engines) for path in folder.rglob("done.json"))
+
+    def _generator_folders(self, engines: Sequence[str]) -> list[Path]:
+        return list(dict.fromkeys(self.generator_folder(e, draw) for e in engines for draw in self.parts.draws))
 
     def judge(self, draw: LabelDraw) -> Segmenter:
         """Returns the segmenter that judges synthetic pairs: trained on this draw's real pairs alone, first seed."""
-        return self.segmenter(Job(ARMS["real"], draw))
+        return self.segmenter(Job(REAL, draw))
 
     def judge_folder(self, draw: LabelDraw) -> Path:
         """Returns where the judge lies."""
-        return self.segmenter_folder(Job(ARMS["real"], draw))
+        return self.segmenter_folder(Job(REAL, draw))
 
     @property
     def supplied(self) -> bool:
@@ -158,9 +171,9 @@ class Bench:
         return sum(json.loads(p.read_text(encoding="utf-8"))["seconds"] for p in done if p.exists())
 
     def drawing(self, kind: str) -> dict[str, JsonValue]:
-        """Returns the draw settings of one kind of pairs: supply and curation are for painted ones, where they are on
-        at all."""
-        mine = {"supply": kind == "inpaint" and self.supplied, "curate": kind == "inpaint" and self.curated}
+        """Returns the draw settings of one kind of pairs: supply and curation are for generators' pairs, where they are
+        on at all."""
+        mine = {"supply": kind in ENGINES and self.supplied, "curate": kind in ENGINES and self.curated}
         return {k: v for k, v in self.settings.draw.items() if mine.get(k, True)}
 
     def made_folder(self, kind: str, draw: LabelDraw) -> Path:

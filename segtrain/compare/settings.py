@@ -59,7 +59,7 @@ class CompareSettings(Settings):
         size: working resolution, px. n_labelled: labelled images of each draw; None = all of the labelled folder.
         n_groups: in the place of n_labelled: every image of so many groups (patients) is labelled.
         method: of the arms that see unlabelled images, unless their name says another ("real+unlabelled:bcp").
-        segment, inpaint: settings of those two commands.
+        segment, inpaint, translate: settings of those commands; only the arms' generators are fitted.
         draw: how sources are transformed, for every kind of pairs alike. gates: how strict they are.
         referee: network of the second segmenter that says which hard pairs are true to their masks, where
             draw.supply.oversample > 1; by default one unlike the arms'. All else is as in segment.
@@ -79,6 +79,7 @@ class CompareSettings(Settings):
     method: str = "fixmatch_ema"
     segment: Part = Field(default_factory=dict)
     inpaint: Part = Field(default_factory=dict)
+    translate: Part = Field(default_factory=dict)
     draw: Part = Field(default_factory=dict)
     referee: Part = Field(default_factory=dict)
     gates: Part = Field(default_factory=dict)
@@ -87,8 +88,8 @@ class CompareSettings(Settings):
     nsd_tolerance_px: float = Field(1.0, ge=0)
 
 
-_OWN = {"segment": ("data", "method", "size"), "inpaint": ("data", "out", "size"), "draw": (), "gates": (),
-        "referee": ()}
+_OWN = {"segment": ("data", "method", "size"), "inpaint": ("data", "out", "size"),
+        "translate": ("data", "out", "size"), "draw": (), "gates": (), "referee": ()}
 """What the comparison itself decides for its parts."""
 
 def load_settings(config: str | Path | CompareSettings | dict | None, overrides: Sequence[str] = ()
@@ -105,11 +106,13 @@ def load_settings(config: str | Path | CompareSettings | dict | None, overrides:
     from segtrain.settings import ModelSettings, SegmentSettings
     from synth.diffusion.settings import InpaintSettings
     from synth.draw import DrawSettings
+    from synth.gan.settings import TranslateSettings
     from synth.gates import GateSettings
 
     settings = load_config(CompareSettings, config, overrides)
     beside = find_config(config).parent if isinstance(config, str | Path) else Path()
-    models = {"segment": SegmentSettings, "inpaint": InpaintSettings, "draw": DrawSettings, "gates": GateSettings}
+    models = {"segment": SegmentSettings, "inpaint": InpaintSettings, "translate": TranslateSettings,
+              "draw": DrawSettings, "gates": GateSettings}
     parts = {name: _spell_out(name, getattr(settings, name), beside=beside, model=m) for name, m in models.items()}
     judge = parts["segment"]["model"]
     partner = partner_of(ModelSettings(**judge)).model_dump(mode="json")

@@ -86,6 +86,15 @@ def load_config(model: type[S], source: str | Path | S | dict | None = None, ove
     Raises:
         UserError: naming the key; for an unknown one, the nearest known key.
     """
+    tree, where = _read_tree(source, overrides)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(model, error, where) from None
+
+
+def _read_tree(source: str | Path | Settings | dict | None, overrides: Sequence[str]) -> tuple[dict, str]:
+    """Returns the settings of `source` with `key=value` overrides, unchecked, and where they come from."""
     if isinstance(source, Settings):
         tree, where = source.model_dump(mode="json"), type(source).__name__
     elif isinstance(source, dict) or source is None:
@@ -94,10 +103,12 @@ def load_config(model: type[S], source: str | Path | S | dict | None = None, ove
         tree, where = _read_yaml(find_config(source)), str(source)
     for override in overrides:
         _merge(tree, override)
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        raise _explain(model, error, where) from None
+    return tree, where
+
+
+def kind_of(source: str | Path | Settings | dict | None, overrides: Sequence[str] = ()) -> str | None:
+    """Returns what `source` and its overrides name as `kind`, None if nothing: it decides which model the rest fits."""
+    return _read_tree(source, overrides)[0].get("kind")
 
 
 def _read_yaml(path: Path) -> dict:

@@ -89,7 +89,7 @@ class Item:
     """A pair not yet read: who it is, and how to read (image, mask).
 
     Attributes:
-        spacing: height and width of its pixels, mm, where known.
+        spacing: height and width of its pixels, mm, where known. weight: what it counts in training.
     """
 
     id: str
@@ -98,6 +98,7 @@ class Item:
     origin: str = "real"
     made: Provenance | None = None
     spacing: tuple[float, float] | None = None
+    weight: float = 1.0
 
 
 class Rows(Sequence[np.ndarray]):
@@ -121,6 +122,7 @@ class Arrays:
 
     Attributes:
         images: pixels (N, C, S, S), uint8 or uint16. masks: labels (N, S, S) uint8, or None without masks.
+        weights: what each counts in training; () = all 1.
     """
 
     images: np.ndarray | Rows
@@ -128,13 +130,15 @@ class Arrays:
     ids: tuple[str, ...]
     groups: tuple[str, ...]
     info: DataInfo
+    weights: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def fingerprint(self) -> str:
-        """Returns 16 hexadecimal digits over ids, groups, pixels, labels and what they mean."""
-        digest = hashlib.sha256(repr((self.ids, self.groups, self.info)).encode())
+        """Returns 16 hexadecimal digits over ids, groups, pixels, labels and what they mean, and weights if any."""
+        words = (self.ids, self.groups, self.info, *([self.weights] if self.weights else []))
+        digest = hashlib.sha256(repr(words).encode())
         if self.is_native:
             for i, shape in enumerate(self.shapes):
                 digest.update(repr(shape).encode())
@@ -167,7 +171,8 @@ class Arrays:
         rows = list(indices)
         return dataclasses.replace(
             self, images=self.images[rows], masks=None if self.masks is None else self.masks[rows],
-            ids=tuple(self.ids[i] for i in rows), groups=tuple(self.groups[i] for i in rows))
+            ids=tuple(self.ids[i] for i in rows), groups=tuple(self.groups[i] for i in rows),
+            weights=tuple(self.weights[i] for i in rows) if self.weights else ())
 
 
 N_CACHED = 4
@@ -217,6 +222,12 @@ class ImageSet(Sequence[Pair]):
         """Group of each item, in order."""
         return tuple(item.group for item in self.items)
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """What each item counts in training, in order; () = all 1."""
+        weights = tuple(item.weight for item in self.items)
+        return () if all(w == 1 for w in weights) else weights
+
     def select(self, indices: Sequence[int]) -> ImageSet:
         """Returns the items `indices` as a set of the same kind."""
         return type(self)([self.items[i] for i in indices], self.info, where=self.where)
@@ -235,7 +246,7 @@ class ImageSet(Sequence[Pair]):
             if pair.mask is not None:
                 masks.append(resize_mask(pair.mask, (size, size)))
         stacked = np.stack(masks) if len(masks) == len(images) else None
-        return Arrays(np.stack(images), stacked, self.ids, self.groups, self.info)
+        return Arrays(np.stack(images), stacked, self.ids, self.groups, self.info, self.weights)
 
     def native(self, least: int) -> Arrays:
         """Returns all items at their own size, read when asked for; those below `least` px a side enlarged to it."""
@@ -246,7 +257,7 @@ class ImageSet(Sequence[Pair]):
 
         n = range(len(self))
         masks = Rows(lambda i: read(i)[1], n) if isinstance(self, PairSet) else None
-        return Arrays(Rows(lambda i: read(i)[0], n), masks, self.ids, self.groups, self.info)
+        return Arrays(Rows(lambda i: read(i)[0], n), masks, self.ids, self.groups, self.info, self.weights)
 
 
 class PairSet(ImageSet):

@@ -35,6 +35,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
+@contextmanager
+def seeded(seed: int, *names: str | int) -> Iterator[None]:
+    """Returns a context in which torch's global CPU generator starts from (seed, names); after it, it is as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, *names))
+        yield
+
+
 def uniform(rng: torch.Generator, low: float, high: float) -> float:
     """Returns one number in [low, high)."""
     return low + (high - low) * float(torch.rand((), generator=rng, dtype=torch.float64))

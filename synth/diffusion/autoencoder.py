@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from synth.core.adversarial import hinge_loss
+from synth.core.batches import rows_of
 from synth.core.checks import UserError
 from synth.core.loop import Batch, Batches, Recipe, cosine
 from synth.core.pairs import Arrays
 from synth.core.rng import derive_seed
 from synth.core.space import pixels_to_unit
 from synth.diffusion.codec import Codec, encode_moments
-from synth.diffusion.discriminator import adaptive_weight, build_discriminator, hinge_loss
+from synth.diffusion.discriminator import adaptive_weight, build_discriminator
 from synth.diffusion.settings import AutoencoderSettings, widths_of
 from synth.features import load_features, perceptual_distance
 
@@ -162,23 +164,6 @@ class _Forward(torch.nn.Module):
 def autoencoder_recipe(vae: AutoencoderKL, settings: AutoencoderSettings) -> AutoencoderRecipe:
     """Returns the recipe that trains `vae` in place."""
     return AutoencoderRecipe(_Forward(vae), settings)
-
-
-def rows_of(step: int, rank: int, n_ranks: int, *, n: int, batch_size: int, seed: int) -> list[int]:
-    """Returns this rank's rows of a step's batch: epochs of seeded permutations, cut into batches.
-
-    Raises:
-        UserError: if the batch cannot be shared evenly.
-    """
-    if batch_size % n_ranks:
-        raise UserError(f"batch_size={batch_size}", rule=f"it is no multiple of the {n_ranks} processes",
-                        repair="change batch_size or the number of processes")
-    rows = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
-        epoch, offset = divmod(position, n)
-        order = np.random.default_rng(derive_seed(seed, "epoch", epoch)).permutation(n)
-        rows.append(int(order[offset]))
-    return rows[rank::n_ranks]
 
 
 def image_batches(arrays: Arrays, *, batch_size: int, seed: int, flip: bool) -> Batches:

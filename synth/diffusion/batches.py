@@ -11,11 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from synth.core.batches import rows_of
 from synth.core.checks import IGNORE
 from synth.core.loop import Batch, Batches
 from synth.core.pairs import Arrays
 from synth.core.rng import choice, derive_seed, sample_rng, uniform
-from synth.diffusion.autoencoder import rows_of
 from synth.diffusion.settings import DenoiserSettings
 
 

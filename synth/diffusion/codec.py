@@ -12,7 +12,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
 from synth.core.checks import UserError
-from synth.core.files import hash_json, sha256
+from synth.core.files import hash_json
+from synth.pipelines import own_config, weights_hash
 
 LOG_OF_NOTHING = -60.0
 """Log-variance of a latent that has none."""
@@ -53,16 +54,6 @@ def latent_channels(codec: Codec) -> int:
     if isinstance(codec, PixelCodec):
         return int(codec.config.in_channels * codec.config.patch**2)
     return int(codec.config.latent_channels)
-
-
-def own_config(part: ConfigMixin) -> dict[str, object]:
-    """Returns the configuration of a part. Keys that begin with "_" say where it was loaded from, not what it is."""
-    return {k: v for k, v in part.config.items() if not k.startswith("_")}
-
-
-def weights_hash(net: nn.Module) -> str:
-    """Returns the hexadecimal SHA-256 of all weights of a network."""
-    return sha256(b"".join(v.detach().cpu().contiguous().numpy().tobytes() for v in net.state_dict().values()))
 
 
 def codec_hash(codec: Codec) -> str:

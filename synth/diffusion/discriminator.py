@@ -1,9 +1,8 @@
-"""The patch discriminator of the autoencoder: network, hinge losses, and the adaptive weight of its term."""
+"""The patch discriminator of the autoencoder: network, and the adaptive weight of its term."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from synth.core.rng import derive_seed
@@ -36,11 +35,6 @@ def build_discriminator(*, channels: int, seed: int) -> PatchDiscriminator:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "discriminator"))
         return PatchDiscriminator(channels)
-
-
-def hinge_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """Returns the discriminator's scalar hinge loss of logits of any shape (Lim & Ye 2017, halved)."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def adaptive_weight(reconstruction: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from diffusers.utils import logging as diffusers_logging
 
 from synth.core.checks import IGNORE, UserError
 from synth.core.config import save_config
@@ -43,6 +40,7 @@ from synth.diffusion.health import Health, enforce_health, measure_health
 from synth.diffusion.inpaint import InpaintPipeline
 from synth.diffusion.plan import check_settings, resolve_settings, run_identity
 from synth.diffusion.settings import InpaintSettings
+from synth.pipelines import quiet, save_pipeline
 
 
 def _joined(labelled: Arrays, other: Arrays | None, where: str, *, labels: bool) -> Arrays:
@@ -97,28 +95,12 @@ def training_crops(labelled: PairSet, unlabelled: ImageSet | None, settings: Inp
             for crop, other in zip(crops, others, strict=True)]
 
 
-def _save_pipeline(pipeline: InpaintPipeline, out: Path) -> None:
-    """Moves the saved pipeline into `out`, its index last: a folder with an index is a whole pipeline."""
-    staging = out / ".pipeline"
-    shutil.rmtree(staging, ignore_errors=True)
-    pipeline.save_pretrained(staging, safe_serialization=True)
-    for part in sorted(staging.iterdir(), key=lambda p: p.name == "model_index.json"):
-        target = out / part.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(part, target)
-    staging.rmdir()
-
-
 def load_pipeline(folder: Path) -> InpaintPipeline:
     """Returns the pipeline saved in `folder`, on the GPU if there is one; only local files, and no progress bar."""
-    diffusers_logging.disable_progress_bar()
-    try:
+    with quiet():
         pipeline = InpaintPipeline.from_pretrained(folder, local_files_only=True).to(compute_device())
-        pipeline.unet.to(memory_format=torch.channels_last)
-        return pipeline
-    finally:
-        diffusers_logging.enable_progress_bar()
+    pipeline.unet.to(memory_format=torch.channels_last)
+    return pipeline
 
 
 def fit_inpaint(
@@ -145,7 +127,7 @@ def fit_inpaint(
         save_config(settings, out / "config.yaml")
         pipeline = _train_pipeline(settings, views, out)
         if PartialState().is_main_process:
-            _save_pipeline(pipeline, out)
+            save_pipeline(pipeline, out)
         PartialState().wait_for_everyone()
     # What is returned is what was saved, so a fresh fit and a reloaded one cannot differ.
     return load_pipeline(out).with_sampler(settings.sampler)

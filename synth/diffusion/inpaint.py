@@ -16,18 +16,16 @@ from synth.diffusion.codec import (
     PixelCodec,
     latent_factor,
     latents_to_unit,
-    own_config,
     unit_to_latents,
-    weights_hash,
 )
 from synth.diffusion.denoiser import Told, labels_to_coverage
-from synth.diffusion.forms import InpaintOutput, draw_seeds, unit_to_output
 from synth.diffusion.network import Network, precision_on
 from synth.diffusion.regions import blend_alpha, draw_margins, grow_cells, keep_to_latent
 from synth.diffusion.samplers import SAMPLERS, Known, Walk, n_evaluations, resampling_walk
 from synth.diffusion.settings import PRESETS, SamplerSettings, Scale
 from synth.diffusion.tiles import Canvas, check_canvas, counted, pad_to_multiple, paint_apart, tiled
 from synth.generator import Generator
+from synth.pipelines import DrawnOutput, draw_seeds, own_config, unit_to_output, weights_hash
 
 
 class InpaintPipeline(DiffusionPipeline, Generator):
@@ -256,7 +254,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         generator: torch.Generator | Sequence[torch.Generator] | None = None, num_inference_steps: int | None = None,
         strength: float = 1.0, output_type: str = "pil",
         callback_on_step_end: Callable[[int, int], None] | None = None,
-    ) -> InpaintOutput:
+    ) -> DrawnOutput:
         """Returns painted images for unit `image` (B, C, H, W) and its labels `mask` (B, H, W).
 
         Args:

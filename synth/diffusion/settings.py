@@ -7,18 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from synth.core.config import Settings
+from synth.core.data import DataSettings
 from synth.core.loop import LoopSettings
 from synth.diffusion.health import HealthSettings
 from synth.features import FeatureName
-
-
-class DataSettings(Settings):
-    """Where the real data lie; folders in any supported format."""
-
-    labelled: str | None = None
-    unlabelled: str | None = None
-    mask_map: str | None = None
-    channels: Literal[1, 3] | None = None
 
 
 class AutoencoderSettings(Settings):

@@ -2,10 +2,10 @@
 
 from synth.draw.curated import SelectSettings, curate
 from synth.draw.curation import CurateSettings, Curation, class_losses, default_curation
-from synth.draw.run import CopyPasteSettings, DrawSettings, draw, draw_copypaste, draw_roundtrip
+from synth.draw.run import CopyPasteSettings, DrawSettings, draw, draw_copypaste, draw_layouts, draw_roundtrip
 from synth.draw.shards import verify_shards
 from synth.draw.supply import Supply, SupplySettings, default_supply
 
 __all__ = ["CopyPasteSettings", "CurateSettings", "Curation", "DrawSettings", "SelectSettings", "Supply",
            "SupplySettings", "class_losses", "curate", "default_curation", "default_supply", "draw", "draw_copypaste",
-           "draw_roundtrip", "verify_shards"]
+           "draw_layouts", "draw_roundtrip", "verify_shards"]

@@ -17,7 +17,7 @@ from synth.core.space import resize_mask
 from synth.draw.painters import Backgrounds, ClearSettings, clear_backgrounds
 from synth.draw.sources import Edited, Sources, draw_edited, note_in_layout, rows_with_foreground
 from synth.gates import Gates
-from synth.layouts import Anatomy, LayoutSettings, fits, is_cut, keep_in_of, layout_to_json
+from synth.layouts import Anatomy, LayoutSettings, Shapes, fits, is_cut, keep_in_of, layout_to_json
 from synth.layouts.warp import foreground_of
 
 TRIES = 200
@@ -111,11 +111,13 @@ class _Inserted:
     layout: str
 
 
-def _insert(name: str, hosts: Hosts, *, seed: int, layout: LayoutSettings, anatomy: Anatomy) -> _Inserted:
+def _insert(name: str, hosts: Hosts, *, seed: int, layout: LayoutSettings, anatomy: Anatomy,
+            shapes: Shapes | None) -> _Inserted:
     rng, images = sample_rng(seed, "layout", name), hosts.images
     for _ in range(TRIES):
         host = choice(rng, len(images.ids))
-        donor = draw_edited(rng, hosts.donors, rows=hosts.rows, layout=layout, anatomy=anatomy)
+        donor = draw_edited(rng, hosts.donors, rows=hosts.rows, layout=layout, anatomy=anatomy,
+                            shapes=shapes)
         pixels, moved = images.pixels[host], donor.placed.labels
         own = np.where(foreground_of(moved), moved, 0).astype(np.uint8)
         laid, begin = lay_over(rng, own, pixels.shape[-2:])
@@ -133,16 +135,16 @@ def _insert(name: str, hosts: Hosts, *, seed: int, layout: LayoutSettings, anato
 
 
 def insert_pairs(hosts: Hosts, keys: Sequence[str], *, seed: int, layout: LayoutSettings,
-                 anatomy: Anatomy) -> Sources:
+                 anatomy: Anatomy, shapes: Shapes | None = None) -> Sources:
     """Returns the sources of candidates `keys`: random hosts as they are, under the edited labels of random donors.
 
     Args:
-        anatomy: of the donors.
+        anatomy: of the donors. shapes: draws their labels, where `layout.source` is "shape".
 
     Raises:
         UserError: if no labels fit, because the hosts' frames leave too little.
     """
-    made = [_insert(name, hosts, seed=seed, layout=layout, anatomy=anatomy) for name in keys]
+    made = [_insert(name, hosts, seed=seed, layout=layout, anatomy=anatomy, shapes=shapes) for name in keys]
     return Sources(tuple(keys), tuple(m.donor.row for m in made), tuple(derive_seed(seed, "pair", k) for k in keys),
                    np.stack([m.pixels for m in made]), np.stack([m.labels for m in made]),
                    tuple(m.layout for m in made), np.stack([m.keep_in for m in made]),

@@ -12,8 +12,10 @@ from synth.core.checks import UserError
 from synth.core.pairs import PairSet
 from synth.core.shell import say
 from synth.draw.curation import CurateSettings, Curation, check_models, default_curation
+from synth.draw.free import check_layout
 from synth.draw.supply import Supply, check_judge, default_supply
 from synth.gates.gates import Predict
+from synth.layouts import ShapeModel
 
 if TYPE_CHECKING:
     from synth.draw.run import DrawSettings
@@ -99,6 +101,11 @@ def load_curation(settings: CurateSettings, judge_dir: str | None, referee_dir: 
     return default_curation(*predicts, labelled, size=size, settings=settings, held_out=held_out)
 
 
+def load_shape(folder: str | None, labelled: PairSet, *, size: int) -> ShapeModel | None:
+    """Returns the shape model of `folder`, fitted for the classes of `labelled` at `size`; None without a folder."""
+    return ShapeModel.load(folder, size=size, n_classes=labelled.info.n_classes) if folder else None
+
+
 def check_supply(settings: DrawSettings, judge_dir: str | None, referee_dir: str | None) -> None:
     """Returns nothing; raises UserError if judge and referee are not what the settings call for."""
     check_judge(settings.supply, there=bool(judge_dir))
@@ -128,6 +135,7 @@ def check_unpainted(settings: DrawSettings, changes: Mapping[str, JsonValue], *,
     if settings.supply.oversample > 1:
         raise UserError("--no-paint", rule="transformed sources are written as they come, none is chosen",
                         repair="leave supply.oversample= out")
+    check_layout(settings.layout, None)
     told = {"repaint_share=": settings.repaint_share > 0, "data.hosts=": bool(hosts), "preset= and sampler.": changes}
     for name, there in told.items():
         if there:

@@ -9,11 +9,13 @@ from pydantic import JsonValue
 
 from synth.core.checks import UserError
 from synth.core.config import load_config
+from synth.core.pairs import Arrays
 from synth.core.rng import derive_seed, sample_rng, uniform
 from synth.diffusion.settings import PRESETS, SamplerSettings
 from synth.draw.painters import painted_pixels
 from synth.draw.sources import Sources, note_in_layout
-from synth.generator import Generator
+from synth.generator import Generator, shows_source
+from synth.layouts import LayoutSettings
 
 
 def sampler_changes(preset: str | None, overrides: Sequence[str] = ()) -> dict[str, JsonValue]:
@@ -54,8 +56,8 @@ def repainter_of(generator: Generator | None, share: float) -> Generator | None:
         return None
     if generator.keeps != "foreground":
         raise UserError(f"repaint_share={share:g}", rule="an object is repainted before its surroundings are painted, "
-                        f"but this generator keeps: {generator.keeps}", repair="write sampler.mode=surroundings, or "
-                        "repaint_share=0")
+                        f"but this generator keeps: {generator.keeps}", repair="write repaint_share=0, or, with an "
+                        "inpainting generator, sampler.mode=surroundings")
     return with_changes(generator, {"mode": "object"})
 
 
@@ -91,3 +93,45 @@ def repaint_sources(sources: Sources, repainter: Generator, *, share: float) -> 
     for i in rows:
         layouts[i] = note_in_layout(layouts[i], {"repainted": True})
     return replace(sources, pixels=pixels, layouts=tuple(layouts))
+
+
+def still_layout(layout: LayoutSettings) -> LayoutSettings:
+    """Returns `layout` with mirroring alone: what moves beyond the border comes back mirrored there, without labels.
+
+    A painter covers that; a generator that shows its source in another appearance would leave it unlabelled.
+    """
+    return layout.model_copy(update={"scale": (1.0, 1.0), "rotate_deg": 0.0, "shift": 0.0, "elastic": 0.0,
+                                     "recombine": 0.0})
+
+
+def check_recolourer(recolourer: Generator, arrays: Arrays, *, size: int) -> None:
+    """Returns nothing; raises UserError if `recolourer` cannot change the appearance of sources at `size` px."""
+    if not shows_source(recolourer.sampler_settings()):
+        raise UserError(f"appearance={type(recolourer).__name__}", rule="it paints, so what it changes would no longer "
+                        "fit the labels", repair="give a generator of kind spectral")
+    info = arrays.info
+    alike = (recolourer.channels, recolourer.intensity_range) == (info.channels, tuple(info.intensity_range))
+    if arrays.is_native or not alike or recolourer.size != size:
+        at = "their own size" if arrays.is_native else f"{size} px"
+        raise UserError(f"appearance of {recolourer.channels} channel(s), {recolourer.size} px, range "
+                        f"{recolourer.intensity_range}", rule=f"the sources have {info.channels} channel(s), "
+                        f"{at}, range {tuple(info.intensity_range)}",
+                        repair=f"fit it on the same images with size={size}, and draw with a generator of scale fit")
+
+
+def recolour_sources(sources: Sources, recolourer: Generator, *, share: float) -> Sources:
+    """Returns the sources, of that share of them with the amplitudes changed; their layouts then name the generator.
+
+    Whether and how is a function of the candidate's seed alone. What is kept afterwards is kept of these sources.
+    """
+    rows = [i for i, seed in enumerate(sources.seeds) if uniform(sample_rng(seed, "appearance"), 0, 1) < share]
+    if not rows:
+        return sources
+    pixels, layouts = sources.pixels.copy(), list(sources.layouts)
+    seeds = [derive_seed(sources.seeds[i], "appearance") for i in rows]
+    pixels[rows] = painted_pixels(recolourer, sources, rows=rows, seeds=seeds)
+    lent = dict(zip(rows, recolourer.lenders(seeds), strict=True))
+    for i in rows:
+        layouts[i] = note_in_layout(layouts[i], {"appearance": recolourer.content_hash()})
+    return replace(sources, pixels=pixels, layouts=tuple(layouts),
+                   lent=tuple(lent.get(i) for i in range(len(sources.keys))))

@@ -73,7 +73,7 @@ def generator_painter(generator: Generator) -> Painter:
     def paint(sources: Sources) -> Painted:
         everything = range(len(sources.keys))
         pixels = painted_pixels(generator, sources, rows=everything, seeds=sources.seeds)
-        return Painted(pixels, sources.labels, (None,) * len(sources.keys))
+        return Painted(pixels, sources.labels, generator.lenders(sources.seeds))
 
     return paint
 

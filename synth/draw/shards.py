@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from synth.draw.sources import Sources
 from synth.draw.supply import Supply, choose_pairs, score_supply
 from synth.formats import read_shards, shard_name, write_shard
 from synth.gates import Gates, Verdict, run_gates
-from synth.generator import CURATED, KEEPS, kept_by, mode_of
+from synth.generator import CURATED, KEEPS, kept_by, mode_of, shows_source
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +92,11 @@ def _pairs(sources: Sources, painted: Painted, labels: np.ndarray, verdicts: lis
            origin: Origin) -> Iterator[Pair]:
     groups, names = origin.labelled.groups, origin.labelled.ids
     for i, row in enumerate(sources.rows):
-        # Whose surroundings it shows comes first; the painter's parent (a background), then the layout's.
+        # Whose surroundings it shows comes first; then the painter's parent (a background, a lender of amplitudes), the
+        # layout's, and whose amplitudes went into the source.
         host = sources.hosts[i] if sources.hosts else None
-        family = [one for one in (host, (names[row], groups[row]), painted.others[i], sources.others[i]) if one]
+        lent = sources.lent[i] if sources.lent else None
+        family = [one for one in (host, (names[row], groups[row]), painted.others[i], sources.others[i], lent) if one]
         parents, parent_groups = zip(*family, strict=True)
         image, mask = from_channels(painted.pixels[i]), labels[i].astype(np.uint8)
         made = Provenance(
@@ -109,13 +111,17 @@ def _judge(painted: Painted, keep_in: np.ndarray, gates: Gates | None, origin: O
            supply: Supply | None) -> tuple[np.ndarray, list[Verdict]]:
     unit = pixels_to_unit(painted.pixels, origin.labelled.info.intensity_range)
     labels = torch.from_numpy(painted.labels.astype(np.int64))
-    kept = kept_by(labels, {k: v for k, v in json.loads(origin.settings).items() if k != CURATED})
+    words = {k: v for k, v in json.loads(origin.settings).items() if k != CURATED}
+    kept = kept_by(labels, words)
     verdicts = [Verdict({}, kept=True, reason="")] * len(labels)
     if gates is not None:
+        if origin.labelled.is_native:  # a frequency means something else at each size
+            gates = replace(gates, spectrum=None)
         fresh = ~kept
         # Outside the window of a pair at native size, pixels and labels are the source's: nothing there is judged.
         outside = torch.from_numpy(keep_in & origin.labelled.is_native) & ~labels_to_keep(labels)
-        judged, verdicts = run_gates(unit, torch.where(outside, IGNORE, labels), gates, painted=fresh & ~outside)
+        judged, verdicts = run_gates(unit, torch.where(outside, IGNORE, labels), gates, painted=fresh & ~outside,
+                                     is_new=not shows_source(words))
         labels = torch.where(outside, labels, judged)
     if origin.curation is not None:
         labels, verdicts = curate_batch(unit, labels, verdicts, origin.curation,

@@ -12,18 +12,20 @@ from scipy import ndimage
 
 from synth.core.checks import IGNORE, UserError
 from synth.core.pairs import Arrays
-from synth.core.rng import choice, derive_seed, sample_rng
+from synth.core.rng import choice, derive_seed, sample_rng, uniform
 from synth.core.space import labels_to_keep
 from synth.layouts import (
     Anatomy,
     Layout,
     LayoutSettings,
     Placed,
-    apply_layout,
+    Shapes,
     apply_mask,
     draw_layout,
     layout_to_json,
     learn_anatomy,
+    place,
+    second_parent,
 )
 
 
@@ -39,6 +41,7 @@ class Sources:
             that lies outside the window.
         others: id and group of the pair that each layout takes foreground from, None without.
         hosts: id and group of the image that each parent's foreground was put in; empty without.
+        lent: id and group of the image whose amplitudes went into each source, None without; empty if into none.
     """
 
     keys: tuple[str, ...]
@@ -50,6 +53,7 @@ class Sources:
     keep_in: np.ndarray
     others: tuple[tuple[str, str] | None, ...]
     hosts: tuple[tuple[str, str], ...] = ()
+    lent: tuple[tuple[str, str] | None, ...] = ()
 
 
 def rows_with_foreground(labelled: Arrays) -> list[int]:
@@ -117,30 +121,40 @@ class Edited:
     other: tuple[str, str] | None
 
 
+def _pick(rng: torch.Generator, rows: Sequence[int], anatomy: Anatomy) -> int:
+    """Returns one of `rows`, all alike or each with its chance."""
+    if anatomy.chances is None:
+        return rows[choice(rng, len(rows))]
+    chances = np.cumsum(anatomy.chances[list(rows)])
+    return rows[min(int(np.searchsorted(chances, uniform(rng, 0, chances[-1]), side="right")), len(rows) - 1)]
+
+
 def draw_edited(rng: torch.Generator, labelled: Arrays, *, rows: Sequence[int], layout: LayoutSettings,
-                anatomy: Anatomy) -> Edited:
+                anatomy: Anatomy, shapes: Shapes | None = None) -> Edited:
     """Returns a random edit of a random pair among `rows`; at native size only pairs of one size are recombined."""
-    row = rows[choice(rng, len(rows))]
+    row = _pick(rng, rows, anatomy)
     shape = labelled.shapes[row]
-    edit = draw_layout(rng, labelled, row, rows=[r for r in rows if labelled.shapes[r] == shape], anatomy=anatomy,
-                       settings=layout)
-    second = labelled.ids.index(edit.recombined.other) if edit.recombined else None
-    other = None if second is None else (labelled.images[second], labelled.masks[second])
-    placed = apply_layout(labelled.images[row], labelled.masks[row], edit, other=other)
-    return Edited(row, edit, placed, None if second is None else (labelled.ids[second], labelled.groups[second]))
+    row, edit = draw_layout(rng, labelled, row, rows=[r for r in rows if labelled.shapes[r] == shape], anatomy=anatomy,
+                            settings=layout, shapes=shapes)
+    second = second_parent(labelled, edit)
+    return Edited(row, edit, place(labelled, row, edit, shapes=shapes),
+                  None if second is None else (labelled.ids[second], labelled.groups[second]))
 
 
-def transform_pairs(labelled: Arrays, keys: Sequence[str], *, rows: Sequence[int], seed: int,
-                    layout: LayoutSettings, anatomy: Anatomy | None = None, window: Window | None = None) -> Sources:
+def transform_pairs(labelled: Arrays, keys: Sequence[str], *, rows: Sequence[int], seed: int,  # noqa: PLR0913
+                    layout: LayoutSettings, anatomy: Anatomy | None = None, window: Window | None = None,
+                    shapes: Shapes | None = None) -> Sources:
     """Returns the transformed sources of candidates `keys`, their parents chosen among `rows`.
 
     At native size, batches of one: every pair has its own size.
 
     Args:
         anatomy: of `labelled`, where it has been learnt before. window: what is painted; None = everything.
+        shapes: draws the labels, where `layout.source` is "shape".
     """
     anatomy = anatomy or learn_anatomy(labelled, layout)
-    all_edited = [draw_edited(sample_rng(seed, "layout", name), labelled, rows=rows, layout=layout, anatomy=anatomy)
+    all_edited = [draw_edited(sample_rng(seed, "layout", name), labelled, rows=rows, layout=layout, anatomy=anatomy,
+                              shapes=shapes)
                   for name in keys]
     placed = [e.placed if window is None else _windowed(e.placed, e.edit, labelled.masks[e.row], window)
               for e in all_edited]

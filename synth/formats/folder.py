@@ -44,9 +44,10 @@ def folder_sources(root: Path, options: Options) -> list[Source]:
     images = image_files(folder)
     masks = _mask_files(root, images) if options.labelled else {}
     ids = [p.stem for p in images]
-    groups, spacings = _read_groups(root, ids), _read_spacings(root, ids)
-    return [Source(Item(p.stem, groups.get(p.stem, p.stem), partial(read_files, p, masks.get(p.stem), options),
-                        spacing=spacings.get(p.stem)), str(p), str(masks.get(p.stem, ""))) for p in images]
+    groups, spacings, weights = _read_groups(root, ids), _read_spacings(root, ids), _read_weights(root, ids)
+    items = [Item(p.stem, groups.get(p.stem, p.stem), partial(read_files, p, masks.get(p.stem), options),
+                  spacing=spacings.get(p.stem), weight=weights.get(p.stem, 1.0)) for p in images]
+    return [Source(item, str(p), str(masks.get(p.stem, ""))) for item, p in zip(items, images, strict=True)]
 
 
 def read_files(image: Path, mask: Path | None, options: Options) -> tuple[np.ndarray, np.ndarray | None]:
@@ -112,6 +113,22 @@ def _read_spacings(root: Path, ids: list[str]) -> dict[str, tuple[float, float]]
                             repair="give the height and the width of its pixels")
         spacings[name] = (height, width)
     return spacings
+
+
+def _read_weights(root: Path, ids: list[str]) -> dict[str, float]:
+    """Returns what each image in weights.csv counts in training."""
+    path, weights = root / "weights.csv", {}
+    for name, (text,) in _read_table(path, ("weight",), ids).items():
+        try:
+            weights[name] = float(text)
+        except ValueError:
+            weights[name] = math.nan
+        if not 0 <= weights[name] <= 1:
+            raise UserError(f"{path}: {name}", rule=f"its weight {text} is no number from 0 to 1",
+                            repair="give what the pair counts in training, 1 = in full")
+    if weights and not any(weights.values()):
+        raise UserError(str(path), rule="every weight is 0, so there is nothing to learn from", repair="mend the file")
+    return weights
 
 
 def _stem(name: str) -> str:

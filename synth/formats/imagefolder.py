@@ -48,7 +48,8 @@ def write_imagefolder(pairs: ImageSet, out: Path, *, card: str = "") -> None:
         UserError: if `out` exists and is not empty, an id cannot be a file name, or the device is full.
     """
     def finish(folder: Path, written: list[Pair]) -> None:
-        lines = [json.dumps(_line(pair), ensure_ascii=False) for pair in written]
+        lines = [json.dumps(_line(pair) | ({} if item.weight == 1 else {"weight": item.weight}), ensure_ascii=False)
+                 for pair, item in zip(written, pairs.items, strict=True)]
         (folder / METADATA).write_text("\n".join(lines) + "\n", encoding="utf-8")
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
@@ -57,7 +58,7 @@ def write_imagefolder(pairs: ImageSet, out: Path, *, card: str = "") -> None:
 
 
 def write_folder(pairs: ImageSet, out: Path) -> None:
-    """Writes images/, masks/ (if there are any), groups.csv and dataset.json: all or nothing.
+    """Writes images/, masks/ (if there are any), groups.csv, weights.csv (if any) and dataset.json: all or nothing.
 
     Raises:
         UserError: if `out` exists and is not empty, an id cannot be a file name, or the device is full.
@@ -66,6 +67,10 @@ def write_folder(pairs: ImageSet, out: Path) -> None:
         with (folder / "groups.csv").open("w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle, lineterminator="\n")
             writer.writerows([("name", "group"), *((pair.id, pair.group) for pair in written)])
+        if pairs.weights:
+            with (folder / "weights.csv").open("w", newline="", encoding="utf-8") as handle:
+                writer = csv.writer(handle, lineterminator="\n")
+                writer.writerows([("name", "weight"), *((item.id, item.weight) for item in pairs.items)])
 
     _write_whole(pairs, Path(out), finish)
 
@@ -124,8 +129,16 @@ def _source(root: Path, row: dict[str, object], options: Options, where: str) ->
     mask = _inside(root, row, "mask_file_name", where) if options.labelled else None
     name = str(row.get("id") or image.stem)
     item = Item(name, str(row.get("group") or name), partial(read_files, image, mask, options),
-                str(row.get("origin") or "real"), from_meta(row))
+                str(row.get("origin") or "real"), from_meta(row), weight=_weight(row, where))
     return Source(item, str(image), str(mask or ""))
+
+
+def _weight(row: dict[str, object], where: str) -> float:
+    weight = row.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+        raise UserError(where, rule=f"its weight {weight!r} is no number from 0 to 1", repair="mend it, or leave it out"
+                        )
+    return float(weight)
 
 
 def _inside(root: Path, row: dict[str, object], key: str, where: str) -> Path:

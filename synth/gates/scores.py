@@ -34,6 +34,15 @@ def false_foreground(probabilities: torch.Tensor, outside: torch.Tensor, *, conf
     return (1 - probabilities[:, 0] > confidence) & outside
 
 
+def plausibility(percentile: torch.Tensor) -> torch.Tensor:
+    """Returns the share of real label maps at least as surprising as each pair's, (B,) in [0, 1]; 0 = none is.
+
+    Args:
+        percentile: (B,), the share of real label maps that are less surprising to a shape model.
+    """
+    return 1 - percentile
+
+
 def thumbnails(images: torch.Tensor, size: int) -> torch.Tensor:
     """Returns grey thumbnails (B, size * size) of unit images (B, C, H, W)."""
     return F.adaptive_avg_pool2d(images.mean(1, keepdim=True), size).flatten(1)
@@ -56,3 +65,14 @@ def highest_correlation(thumbs: torch.Tensor, region: torch.Tensor, bank: torch.
     correlation = (centred @ bank.T) / (norm.clamp(min=1e-6) * bank_norm).sqrt()
     # A region of a few cells correlates with something by chance; there is nothing to remember in it.
     return torch.where(n[:, 0] >= 0.05 * thumbs.shape[1], correlation.max(1).values, correlation.new_tensor(-1.0))
+
+
+def spectrum_score(features: torch.Tensor, mean: torch.Tensor, sd: torch.Tensor, *, n_bands: int) -> torch.Tensor:
+    """Returns how far the strangest feature of each spectrum lies from those of real images, in deviations, (B,) >= 0.
+
+    Args:
+        features: (B, F), of `Fingerprint.features`: bands first, in which both too much and too little counts, then
+            peaks, of which only too much does. mean, sd: of real images, (F,). n_bands: how many are bands.
+    """
+    z = (features - mean) / sd
+    return torch.cat([z[:, :n_bands].abs(), z[:, n_bands:].clamp(min=0)], dim=1).amax(1)

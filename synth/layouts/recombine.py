@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,6 +14,7 @@ from synth.core.checks import IGNORE
 from synth.core.pairs import Arrays
 from synth.core.rng import choice, uniform
 from synth.layouts.frame import keep_in_of
+from synth.layouts.rules import Rules, learn_rules
 from synth.layouts.settings import LayoutSettings
 from synth.layouts.warp import Affine, apply_image, apply_mask, draw_affine, foreground_of, shift_to, stays_inside
 
@@ -41,14 +43,20 @@ class Recombination:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What recombination learns from a labelled set: the share of additions, and each pair's mean surroundings (N, C).
+    """What layouts learn from a labelled set.
 
-    The surroundings are shares of the intensity range, so that pairs of one appearance can be told from those of
-    another (stained and fluorescent cells).
+    Attributes:
+        add_share: of recombinations, those that add an object.
+        tones: each pair's mean surroundings (N, C), shares of the intensity range, so that pairs of one appearance can
+            be told from those of another (stained and fluorescent cells).
+        rules: where classes lie.
+        chances: how often each pair is drawn, (N,), sum 1; None = all alike.
     """
 
     add_share: float
     tones: np.ndarray
+    rules: Rules = Rules()
+    chances: np.ndarray | None = None
 
 
 def objects_of(mask: np.ndarray) -> tuple[np.ndarray, list[int]]:
@@ -73,7 +81,11 @@ def share_with_several(masks: np.ndarray) -> float:
 
 
 def learn_anatomy(labelled: Arrays, settings: LayoutSettings) -> Anatomy:
-    """Returns how pairs of `labelled` may be mixed: "add" and "replace" are obeyed, "auto" decides by the data."""
+    """Returns how pairs of `labelled` may be drawn and mixed; "add" and "replace" are obeyed, "auto" asks the data.
+
+    Raises:
+        UserError: if a given rule names a class that there is not.
+    """
     low, high = labelled.info.intensity_range
     tones = []
     for image, mask in zip(labelled.images, labelled.masks, strict=True):
@@ -81,7 +93,21 @@ def learn_anatomy(labelled: Arrays, settings: LayoutSettings) -> Anatomy:
         tones.append((image[:, ground if ground.any() else ~ground].mean(1) - low) / (high - low))
     shares = {"add": 1.0, "replace": 0.0}
     mode = settings.recombine_mode
-    return Anatomy(shares[mode] if mode in shares else share_with_several(labelled.masks), np.stack(tones))
+    return Anatomy(shares[mode] if mode in shares else share_with_several(labelled.masks), np.stack(tones),
+                   learn_rules(labelled.masks, settings.rules, n_classes=labelled.info.n_classes),
+                   class_chances(labelled.masks, settings.balance) if settings.balance else None)
+
+
+def class_chances(masks: np.ndarray, balance: float) -> np.ndarray:
+    """Returns how often each of masks (N, H, W) is drawn, (N,), sum 1.
+
+    In proportion to f^-balance, f the share of maps that show the rarest class it shows; without foreground, f = 1.
+    """
+    shown = [[int(k) for k in np.unique(mask) if k not in (0, IGNORE)] for mask in masks]
+    n_shown = Counter(k for classes in shown for k in classes)
+    rarest = np.array([min((n_shown[k] for k in classes), default=len(shown)) for classes in shown]) / len(shown)
+    weights = rarest ** -balance
+    return weights / weights.sum()
 
 
 def fits(thing: np.ndarray, *, taken: np.ndarray, keep_in: np.ndarray, gap_px: int) -> bool:

@@ -7,8 +7,23 @@ from typing import Literal
 from pydantic import Field, PositiveFloat
 
 from synth.core.config import Settings
+from synth.layouts.rules import RuleSettings
 
 Mirror = Literal["none", "horizontal", "vertical", "both"]
+
+
+class ShapeDraw(Settings):
+    """How layouts are drawn from a shape model.
+
+    Attributes:
+        temperature: spread of the codes, 1 = as the model learnt them.
+        between: share of layouts whose code lies between those of two labelled maps; the others lie anywhere.
+        max_percentile: largest percentile of the model's energy, among real maps held aside, that a layout may have.
+    """
+
+    temperature: float = Field(0.8, ge=0, le=3)
+    between: float = Field(0.5, ge=0, le=1)
+    max_percentile: float = Field(0.95, gt=0, le=1)
 
 
 class LayoutSettings(Settings):
@@ -25,6 +40,12 @@ class LayoutSettings(Settings):
         gap_px: background pixels that stay between an added object and the others, and width of its soft rim.
         keep_in: "frame" lets the near-constant border (endoscope frame, air round a body) show through, see
             `detect_frame`; "none" has it painted like everything else.
+        balance: 0 draws every labelled map equally often, 1 as often as its rarest class is rare.
+        rules: where classes lie; what breaks a rule is drawn again.
+        source: "transform" moves labelled maps, "shape" draws new ones from a shape model.
+        grow_px: largest growth or shrinkage of each class, px. bend_px: standard deviation by which the outline moves,
+            smoothly along it, px. Both change what pixels mean, as "shape" does: only for generators that keep nothing.
+        shape: how layouts are drawn from the shape model.
     """
 
     flip: Mirror = "horizontal"
@@ -37,3 +58,14 @@ class LayoutSettings(Settings):
     recombine_mode: Literal["auto", "add", "replace"] = "auto"
     gap_px: int = Field(4, ge=1)
     keep_in: Literal["frame", "none"] = "frame"
+    balance: float = Field(0.0, ge=0, le=1)
+    rules: RuleSettings = RuleSettings()
+    source: Literal["transform", "shape"] = "transform"
+    grow_px: float = Field(0.0, ge=0, le=32)
+    bend_px: float = Field(0.0, ge=0, le=16)
+    shape: ShapeDraw = ShapeDraw()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether labels change shape in ways that pixels cannot follow."""
+        return self.source == "shape" or self.grow_px > 0 or self.bend_px > 0

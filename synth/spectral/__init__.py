@@ -2,7 +2,7 @@
 
 from synth.spectral.align import Alignment, AlignSettings, align_images, fit_alignment
 from synth.spectral.bands import haar_low, low_pass, split_bands
-from synth.spectral.borders import Border, field_of_view
+from synth.spectral.borders import Border
 from synth.spectral.distance import Distance
 from synth.spectral.kspace import KspaceNoise, KspaceSettings, draw_kspace_noise, kspace_noise
 from synth.spectral.match import Match, MatchSettings, draw_match, match_amplitude
@@ -16,7 +16,7 @@ __all__ = [
     "AlignSettings", "Alignment", "align_images", "fit_alignment",
     "BandGains", "BandSettings", "Border", "Distance", "FrequencyPrior", "KspaceNoise", "KspaceSettings", "Match",
     "MatchSettings", "MixSettings", "PriorSettings", "Spectrum", "Swap", "SwapSettings", "draw_band_gains",
-    "draw_kspace_noise", "draw_match", "draw_mix", "draw_swap", "field_of_view", "haar_low", "kspace_noise",
+    "draw_kspace_noise", "draw_match", "draw_mix", "draw_swap", "haar_low", "kspace_noise",
     "low_pass", "match_amplitude", "mix_amplitude", "open_spectrum", "reweight_as_far", "reweight_bands",
     "split_bands", "swap_amplitude",
 ]

@@ -13,18 +13,6 @@ from scipy.fft import next_fast_len
 
 from synth.core.config import Settings
 
-TOLERANCE = 0.06
-"""How far above its darkest value a frame reaches, share of the image's own range."""
-MIN_RIM = 0.05
-"""Share of dark pixels along the image's border below which nobody looks for a frame."""
-SHARES = (0.02, 0.7)
-"""Share of the image that a frame covers; above it, the dark is what the objects lie in."""
-MIN_FILL = 0.6
-"""Share of its bounding box that a field of view fills (a disc fills 0.79); scattered objects fill less."""
-PLATEAU = 0.75
-"""Share of what twice the tolerance reaches that is within it: a frame's edge is steep, corners that darken smoothly
-have none. (At half the tolerance, sensor noise would break frames up.)"""
-
 
 class Border(Settings):
     """How an operation treats what lies at and beyond the borders of an image.
@@ -32,7 +20,7 @@ class Border(Settings):
     Attributes:
         pad: width of the mirrored margin, share of the side, rounded up to a length that Fourier transforms like;
             0 = none, the image is taken as periodic.
-        field_of_view: "auto" finds dark frames (`field_of_view`): they come out untouched and are filled smoothly
+        field_of_view: "auto" finds dark frames (`synth.core.frame`): they come out untouched and are filled smoothly
             before the transform, so that their outline neither counts nor rings; "all" takes every pixel as picture.
         clamp: whether what leaves [-1, 1] is cut off.
     """
@@ -73,57 +61,6 @@ def _margin(images: torch.Tensor, margin: int, axis: int) -> torch.Tensor:
     return torch.lerp(near, far, (0.5 - 0.5 * torch.cos(torch.pi * steps)).view(-1, *(1,) * (-axis - 1)))
 
 
-def field_of_view(images: torch.Tensor) -> torch.Tensor | None:
-    """Returns which pixels of unit images (B, C, H, W) belong to the picture, (B, 1, H, W) bool; None if all do.
-
-    A frame is near the darkest value of its image in every channel, and nothing brighter stands between it and a border
-    in a straight line along its row or column: the black corners of an endoscope's or fundus picture, the air round a
-    body. It is one only if it ends steeply, covers some but not most of the image, and leaves a compact view.
-    """
-    bright = images.amax(1)
-    low, span = bright.amin((1, 2)), bright.amax((1, 2)) - bright.amin((1, 2))
-    level = low + TOLERANCE * span
-    rim = torch.cat([bright[:, 0], bright[:, -1], bright[:, :, 0], bright[:, :, -1]], dim=1)
-    rows = ((rim <= level[:, None]).float().mean(1) >= MIN_RIM).nonzero()[:, 0]
-    if not len(rows):
-        return None
-    some = bright[rows, ::2, ::2]  # every second pixel tells whether it is a frame
-    frame, wider = (_reached(some <= (low + k * TOLERANCE * span)[rows, None, None]) for k in (1, 2))
-    rows = rows[_is_frame(frame, wider)]
-    if not len(rows):
-        return None
-    inside = torch.ones_like(bright, dtype=torch.bool)
-    inside[rows] = ~_reached(bright[rows] <= level[rows, None, None])
-    return inside[:, None]
-
-
-def _reached(dark: torch.Tensor) -> torch.Tensor:
-    # Dark pixels (N, H, W) with nothing bright between them and a border along their row or column.
-    return _reached_along_rows(dark) | _reached_along_rows(dark.mT).mT
-
-
-def _reached_along_rows(dark: torch.Tensor) -> torch.Tensor:
-    n = dark.shape[-1]
-    bright, place = (~dark).to(torch.uint8), torch.arange(n, device=dark.device)
-    first, last = bright.argmax(-1), n - 1 - bright.flip(-1).argmax(-1)
-    return (place < first[..., None]) | (place > last[..., None]) | dark.all(-1)[..., None]
-
-
-def _is_frame(frame: torch.Tensor, wider: torch.Tensor) -> torch.Tensor:
-    share = frame.float().mean((1, 2))
-    view = ~frame
-    height, width = view.any(2), view.any(1)
-    box = _extent(height) * _extent(width)
-    compact = view.sum((1, 2)) >= MIN_FILL * box
-    steep = frame.sum((1, 2)) >= PLATEAU * wider.sum((1, 2))
-    return (share >= SHARES[0]) & (share <= SHARES[1]) & compact & steep
-
-
-def _extent(used: torch.Tensor) -> torch.Tensor:
-    n, used = used.shape[1], used.to(torch.uint8)
-    return n - used.argmax(1) - used.flip(1).argmax(1)
-
-
 def fill_frame(images: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """Returns images (B, C, H, W) with the pixels outside `inside` (B, 1, H, W) bool filled smoothly from the others.
 
@@ -131,9 +68,10 @@ def fill_frame(images: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """
     if bool(inside.all()) or max(images.shape[-2:]) == 1:
         return images
-    share = F.avg_pool2d(inside.to(images.dtype), 2, ceil_mode=True)
-    means = F.avg_pool2d(torch.where(inside, images, 0.0), 2, ceil_mode=True) / share.clamp_min(1e-6)
-    return torch.where(inside, images, _doubled(fill_frame(means, share > 0), images.shape[-2:]))
+    known = inside.to(images.dtype)
+    share, sums = F.avg_pool2d(known, 2, ceil_mode=True), F.avg_pool2d(images * known, 2, ceil_mode=True)
+    smooth = _doubled(fill_frame(sums / share.clamp_min(1e-6), share > 0), images.shape[-2:])
+    return torch.where(inside, images, smooth)
 
 
 def _doubled(images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

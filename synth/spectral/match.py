@@ -15,7 +15,7 @@ from synth.spectral.borders import Border
 from synth.spectral.grid import grid_of, ring_frequencies, ring_means, to_coefficients
 from synth.spectral.prior import FrequencyPrior
 from synth.spectral.rows import drawn_between
-from synth.spectral.transform import amplitude_of, check_rows, check_unit, open_spectrum
+from synth.spectral.transform import amplitude_of, check_rows, check_unit, spectrum_within, view_within
 
 CODED_EPS = 1e-6
 """Added to sums of amplitudes before dividing by them, as in FPGM's code."""
@@ -89,8 +89,10 @@ def match_amplitude(images: torch.Tensor, prior: FrequencyPrior, params: Match) 
     if params.settings.form == "coded":
         return _coded(images, target, strength)
     n = max(1, CACHED // images[0].numel()) if images.device.type == "cpu" and len(images) else max(1, len(images))
-    parts = zip(images.split(n), strength.split(n), strict=True)
-    return torch.cat([_ratio(some, target, own, params.settings) for some, own in parts])
+    inside = view_within(images, params.settings.border)  # for all at once: what is small costs by the call
+    views = [None] * len(images.split(n)) if inside is None else inside.split(n)
+    parts = zip(images.split(n), views, strength.split(n), strict=True)
+    return torch.cat([_ratio(some, view, target, own, params.settings) for some, view, own in parts])
 
 
 def _target(images: torch.Tensor, prior: FrequencyPrior, settings: MatchSettings) -> torch.Tensor:
@@ -140,9 +142,9 @@ def ratio_gains(own: torch.Tensor, target: torch.Tensor, strength: torch.Tensor,
     return torch.cat([torch.ones_like(gains[..., :1]), gains[..., 1:]], dim=-1)
 
 
-def _ratio(images: torch.Tensor, target: torch.Tensor, strength: torch.Tensor,
+def _ratio(images: torch.Tensor, inside: torch.Tensor | None, target: torch.Tensor, strength: torch.Tensor,
            settings: MatchSettings) -> torch.Tensor:
-    spectrum = open_spectrum(images, settings.border)
+    spectrum = spectrum_within(images, inside, settings.border)
     grid = spectrum.grid()
     own = ring_means(amplitude_of(spectrum.coefficients), grid)
     gains = ratio_gains(own, at_rings(target, grid.n_rings), strength, settings, grid.counts[:-1])

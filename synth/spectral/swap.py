@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from pydantic import Field
 
+from synth.core.checks import UserError
 from synth.core.config import Settings
 from synth.spectral.borders import Border
 from synth.spectral.rows import drawn_between
@@ -96,11 +97,37 @@ def mix_amplitude(images: torch.Tensor, reference: torch.Tensor, params: Swap) -
     check_unit(images)
     check_rows(images, len(params.share))
     check_reference(images, reference)
-    # Amplitudes are those of values in [0, 1]: in [-1, 1] the mean of a dark image has the phase of a negative number.
-    spectrum, other = open_spectrum(images, params.border), open_spectrum(reference, params.border)
+    return lend_amplitude(images, amplitude_to_lend(reference, params.border), params)
+
+
+def amplitude_to_lend(reference: torch.Tensor, border: Border) -> torch.Tensor:
+    """Returns the amplitudes (B, C, h, w // 2 + 1) of unit images (B, C, H, W) that `lend_amplitude` takes.
+
+    They are those of values in [0, 1]: in [-1, 1] the mean of a dark image has the phase of a negative number.
+    """
+    spectrum = open_spectrum(reference, border)
+    return amplitude_of(_lifted(spectrum.coefficients, spectrum.shape))
+
+
+def lend_amplitude(images: torch.Tensor, lent: torch.Tensor, params: Swap) -> torch.Tensor:
+    """Returns what `mix_amplitude` makes of unit images (B, C, H, W) and of references with the amplitudes `lent`.
+
+    Args:
+        lent: (B, C, h, w // 2 + 1), of `amplitude_to_lend` for images of the same size, under the border of `params`.
+
+    Raises:
+        UserError: if images, amplitudes and parameters do not go together.
+    """
+    check_unit(images)
+    check_rows(images, len(params.share))
+    spectrum = open_spectrum(images, params.border)
+    if lent.shape != spectrum.coefficients.shape:
+        raise UserError(f"images {tuple(images.shape)}, amplitudes {tuple(lent.shape)}", rule="amplitudes are lent "
+                        f"coefficient by coefficient, {tuple(spectrum.coefficients.shape)}",
+                        repair="take them of images of this size, under the same border")
     own = _lifted(spectrum.coefficients, spectrum.shape)
-    amplitude, theirs = amplitude_of(own), amplitude_of(_lifted(other.coefficients, spectrum.shape))
-    wanted = torch.lerp(amplitude, theirs, _shares(params, spectrum.shape).to(amplitude))
+    amplitude = amplitude_of(own)
+    wanted = torch.lerp(amplitude, lent, _shares(params, spectrum.shape).to(amplitude))
     # Where nothing is, phase 0 is as good as any: what the other image has there would be lost otherwise.
     turned = torch.where(amplitude > 0, own * (wanted / amplitude.clamp_min(1e-30)), wanted.to(own.dtype))
     return spectrum.close(_lifted(turned, spectrum.shape, back=True))

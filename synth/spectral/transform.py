@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from synth.core.checks import UserError
-from synth.spectral.borders import Border, extend, field_of_view, fill_frame, padded_side
+from synth.core.frame import field_of_view
+from synth.spectral.borders import Border, extend, fill_frame, padded_side
 from synth.spectral.grid import Grid, grid_of, ring_sums, to_coefficients
 
 MIN_SIDE_PX = 8
@@ -35,7 +36,8 @@ class Spectrum:
 
     def scaled(self, gains: torch.Tensor) -> torch.Tensor:
         """Returns the coefficients times gains (B, C or 1, n_rings) > 0 of their ring: phases stay as they are."""
-        return self.coefficients * to_coefficients(gains, self.grid())
+        gains = to_coefficients(gains, self.grid())[..., None]  # a complex product would first make them complex
+        return torch.view_as_complex(torch.view_as_real(self.coefficients) * gains)
 
     def close(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Returns unit images (B, C, H, W) of changed coefficients (B, C, h, w // 2 + 1), the frame untouched."""
@@ -83,6 +85,11 @@ def check_reference(images: torch.Tensor, reference: torch.Tensor) -> None:
                         "the images, and give one per image")
 
 
+def view_within(images: torch.Tensor, border: Border) -> torch.Tensor | None:
+    """Returns which pixels of unit images (B, C, H, W) `border` takes for picture, (B, 1, H, W) bool; None = all."""
+    return field_of_view(images.float()) if border.field_of_view == "auto" else None
+
+
 def open_spectrum(images: torch.Tensor, border: Border) -> Spectrum:
     """Returns the spectrum of unit images (B, C, H, W): frames filled, margins mirrored, orthonormal transform.
 
@@ -90,8 +97,12 @@ def open_spectrum(images: torch.Tensor, border: Border) -> Spectrum:
         UserError: if they are not unit images.
     """
     check_unit(images)
+    return spectrum_within(images, view_within(images, border), border)
+
+
+def spectrum_within(images: torch.Tensor, inside: torch.Tensor | None, border: Border) -> Spectrum:
+    """Returns the spectrum of unit images (B, C, H, W) whose picture `inside` is known, see `view_within`."""
     values = images.float()  # a Fourier transform of half precision exists on some devices only
-    inside = field_of_view(values) if border.field_of_view == "auto" else None
     filled = values if inside is None else fill_frame(values, inside)
     shape = tuple(padded_side(side, border.pad) for side in images.shape[-2:])
     coefficients = torch.fft.rfft2(extend(filled, shape), norm="ortho")

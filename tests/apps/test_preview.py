@@ -28,6 +28,9 @@ from synth.diffusion.denoiser import build_denoiser, build_scheduler
 from synth.diffusion.inpaint import InpaintPipeline
 from synth.diffusion.settings import AutoencoderSettings, DenoiserSettings, SamplerSettings
 from synth.formats import write_folder
+from synth.gan.recipe import build_translator
+from synth.gan.settings import TranslateSettings
+from synth.gan.translate import TranslatePipeline
 from synth.layouts import detect_frame
 
 SIZE = 32
@@ -121,6 +124,31 @@ def test_callback_counts_up_to_the_end(studio: Studio) -> None:
     outcome = paint(studio, studio.pair(studio.ids[0]), ASK, callback=lambda done, total: calls.append((done, total)))
     assert outcome.n_evaluations == calls[-1][1] == studio.generator.evaluations(ASK.n_steps)
     assert [done for done, _ in calls] == list(range(1, calls[-1][1] + 1)) and {t for _, t in calls} == {calls[0][1]}
+
+
+def test_a_translator_draws_everything_from_the_mask(folders: Folders, tmp_path: Path) -> None:
+    settings = TranslateSettings(model="oasis", size=SIZE, translator={"widths": (8, 8, 16), "hidden": 8, "n_code": 4})
+    TranslatePipeline(build_translator(settings, channels=1, n_classes=3).eval(), 3).save_pretrained(tmp_path / "gan")
+    studio = open_studio(dataclasses.replace(folders, generator=tmp_path / "gan"))
+    calls: list[tuple[int, int]] = []
+    one = studio.pair(studio.ids[0])
+    outcome = paint(studio, one, ASK, callback=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (2, 2) and outcome.n_evaluations == 2 and not np.array_equal(*outcome.painted)
+    drawn = studio.generator.sample(torch.zeros(1, 1, SIZE, SIZE), torch.from_numpy(one.masks).long(), seeds=[5],
+                                    keep_in=torch.from_numpy(detect_frame(one.images[0]))[None])
+    assert np.abs(outcome.painted[0] / 127.5 - 1 - drawn[0].numpy()).max() <= 0.5 / 127.5 + 1e-6
+    before = dict(os.environ)
+    preview.set_environment()
+    try:
+        from apps.panels import build_page
+
+        page = build_page(studio)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    shown = {b.label: b.visible for b in page.blocks.values() if getattr(b, "label", None) in ("Strength", "Sampler")}
+    assert shown == {"Strength": False, "Sampler": False}
+    assert any("from the label mask alone" in str(getattr(b, "value", "")) for b in page.blocks.values())
 
 
 def test_page_shows_the_kept_pixels_exactly(studio: Studio) -> None:

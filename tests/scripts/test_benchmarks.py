@@ -28,6 +28,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import common  # noqa: E402
 import painting  # noqa: E402
 import scale  # noqa: E402
+import spectral  # noqa: E402
 import where_it_helps  # noqa: E402
 
 DENOISER = DenoiserSettings(widths=(8, 16), attention=(False, True), layers=1)
@@ -216,6 +217,17 @@ def test_cells_are_chosen_by_question_or_name() -> None:
         where_it_helps.chosen(["shares"])
 
 
+def test_the_numpy_loop_is_our_fda_without_a_margin() -> None:
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    rngs = [torch.Generator().manual_seed(i) for i in range(2)]
+    border = spectral.Border(pad=0, field_of_view="all", clamp=False)
+    drawn = spectral.draw_swap(rngs, spectral.SwapSettings(beta=(0.05, 0.05), border=border))
+    ours = (spectral.swap_amplitude(images, images.flip(0), drawn) + 1) / 2
+    shares = (images.numpy() + 1) / 2
+    theirs = [spectral.numpy_fda(a, b, beta=0.05) for a, b in zip(shares, shares[::-1], strict=True)]
+    assert np.allclose(ours, np.stack(theirs), atol=1e-4)
+
+
 # End to end -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
@@ -224,6 +236,7 @@ def test_cells_are_chosen_by_question_or_name() -> None:
     ("sampling", ("--method", "default", "--method", "fast", "--method", "ddim50"),
      ("pairs_per_s/default", "evals/ddim50", "ratio/fast_over_ddim50", "seam_auc/fast", "faithfulness/ddim50",
       "diversity/default", "ceiling_share/default", "decoder_share/default")),
+    ("spectral", (), ("ratio/match_over_fft", "ratio/ours_over_numpy_fda", "rss_mb/1000", "rss_mb/10000")),
     ("scale", ("--sizes", "8,16"),
      ("s_per_pair/8", "rss_mb/16", "ratio/two_processes", "changed_kept_pixels/16", "audit_faults/16")),
     ("utility", (), tuple(f"dice_diff/phantom/{pair}" for pair in (

@@ -15,7 +15,7 @@ import pytest
 from phantom import make_phantom
 
 import segtrain
-from segtrain.compare.arms import ARMS, arm_named, choose_arms
+from segtrain.compare.arms import arm_named, choose_arms
 from segtrain.compare.settings import CompareSettings, load_settings
 from segtrain.metrics import CaseScores
 from segtrain.record import read_index
@@ -77,7 +77,7 @@ def test_every_arm_ran_on_equal_budgets(finished: Report) -> None:
     assert [arm.name for arm in finished.arms] == list(CompareSettings().arms)
     for arm in finished.arms:
         assert (arm.steps, arm.images_seen, arm.runs) == (STEPS, STEPS * BATCH, 2)
-        assert arm.unlabelled_seen == (STEPS * 2 if ARMS[arm.name].unlabelled else 0)
+        assert arm.unlabelled_seen == (STEPS * 2 if arm_named(arm.name).unlabelled else 0)
         assert arm.n_labelled == (4, 4) and arm.seconds > 0
     assert {arm.name: arm.n_synthetic for arm in finished.arms}["real+copypaste"] == (4, 4)
 

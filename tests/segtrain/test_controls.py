@@ -10,7 +10,7 @@ import pytest
 from phantom import make_phantom
 
 import segtrain
-from segtrain.compare.arms import ARMS, choose_arms
+from segtrain.compare.arms import ENGINES, arm_named, choose_arms, engines_of
 from segtrain.compare.making import shuffle_masks
 from segtrain.compare.settings import load_settings
 from segtrain.report import Report
@@ -143,7 +143,34 @@ def test_the_new_arms_parse() -> None:
     settings = load_settings(None, ["arms=[real, real+affine, real+roundtrip, real+inpaint_shuffled]"])
     arms = choose_arms(settings.arms, baseline="real", has_unlabelled=False)
     assert [a.synthetic for a in arms] == [None, "affine", "roundtrip", "inpaint_shuffled"]
-    assert len({a.name for a in ARMS.values()}) == len(ARMS)
+
+
+@pytest.mark.parametrize(("name", "synthetic", "engines"), [
+    ("real", None, ()), ("real+unlabelled", None, ()), ("all", "inpaint", ("inpaint",)),
+    ("real+inpaint+translate", "inpaint+translate", ("inpaint", "translate")),
+    ("real+roundtrip+inpaint_shuffled", "roundtrip+inpaint_shuffled", ("inpaint",)),
+    ("real+translate+unlabelled:bcp", "translate", ("translate",))])
+def test_an_arm_is_what_its_name_adds(name: str, synthetic: str | None, engines: tuple[str, ...]) -> None:
+    arm = arm_named(name)
+    assert (arm.name, arm.synthetic, arm.unlabelled) == (name, synthetic, "unlabelled" in name or name == "all")
+    assert arm.method == (name.partition(":")[2] or None) and set(engines) <= set(ENGINES)
+    assert engines_of([synthetic] if synthetic else []) == engines
+
+
+@pytest.mark.parametrize("name", ["real+", "inpaint", "real+inpaint+inpaint", "unlabelled+real", "real+painted", ""])
+def test_no_such_arm(name: str) -> None:
+    with pytest.raises(UserError, match="no such arm.*real\\+inpaint"):
+        arm_named(name)
+
+
+def test_kinds_share_one_budget(tmp_path: Path) -> None:
+    """An arm of two kinds has as many pairs as one of a single kind, half of each, and sees as many images."""
+    mixed = {**SETTINGS, "arms": ["real", "real+affine", "real+copypaste", "real+affine+copypaste"]}
+    report = segtrain.compare(mixed, pairs(), out=tmp_path / "out")
+    each = {kind: list(made(report, kind)) for kind in ("affine", "copypaste", "affine+copypaste")}
+    assert [p.id for p in each["affine+copypaste"]] == [p.id for k in ("affine", "copypaste") for p in each[k][:2]]
+    assert {(a.steps, a.images_seen) for a in report.arms} == {(STEPS, STEPS * BATCH)}
+    assert {a.name: a.n_synthetic for a in report.arms}["real+affine+copypaste"] == (4,)
 
 
 def test_the_referee_is_another_architecture() -> None:

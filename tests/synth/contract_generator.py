@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from phantom import make_phantom
+from tiny import files_of
 
+import synth
 from synth.core.checks import UserError
 from synth.core.space import labels_to_keep
 from synth.draw.painters import generator_painter
@@ -60,7 +64,7 @@ class GeneratorContract:
             alone = generator.sample(image[row:row + 1], mask[row:row + 1], seeds=SEEDS[row:row + 1])
             assert torch.allclose(alone[0], batch[row], atol=2e-4)
 
-    def test_the_foreground_of_what_is_written_is_the_sources(self, generator: Generator) -> None:
+    def test_what_it_is_said_to_keep_of_what_is_written_is_the_sources(self, generator: Generator) -> None:
         _, mask = request(generator)
         rng, low_high = np.random.default_rng(0), generator.intensity_range
         dtype = np.uint8 if low_high[1] <= 255 else np.uint16
@@ -71,10 +75,30 @@ class GeneratorContract:
         sources = Sources(("a", "b", "c"), (0, 1, 2), SEEDS, pixels.astype(dtype), labels, ("{}",) * 3,
                           np.tile(np.arange(generator.size) < 3, (3, generator.size, 1)), (None,) * 3)
         painted = generator_painter(generator)(sources)
-        keep = np.broadcast_to((labels > 0)[:, None] | sources.keep_in[:, None], pixels.shape)
+        keep = generator.kept(torch.from_numpy(labels).long(), torch.from_numpy(sources.keep_in)).numpy()
+        assert generator.keeps != "foreground" or keep[labels > 0].all()
+        keep = np.broadcast_to(keep[:, None], pixels.shape)
         assert painted.pixels.dtype == dtype and np.array_equal(painted.pixels[keep], pixels[keep])
         assert np.array_equal(painted.labels, labels)
         assert (painted.pixels[~keep] != pixels[~keep]).mean() > 0.5, "painted nothing"
+
+    def test_files_are_the_same_for_any_processes_and_batches(self, generator: Generator, tmp_path: Path) -> None:
+        pairs = make_phantom(6, size=generator.size, channels=generator.channels, seed=3,
+                             bit_depth=8 if generator.intensity_range[1] <= 255 else 16)
+        pairs.info = dataclasses.replace(pairs.info, intensity_range=generator.intensity_range)
+        kept = {}
+        for name, batch_size in (("a", 2), ("again", 2), ("b", 4)):
+            synth.draw(generator, pairs, n=4, seed=1, out=tmp_path / name,
+                       config={"shard_size": 4, "batch_size": batch_size})
+            kept[name] = {k: v for k, v in files_of(tmp_path / name).items() if k.startswith("data/")}
+        assert kept["a"] == kept["again"] and kept["a"].keys() == kept["b"].keys()
+        made = [synth.load_pairs(tmp_path / name) for name in ("a", "b")]
+        for one, other in zip(*made, strict=True):
+            assert one.id == other.id and np.array_equal(one.mask, other.mask)
+            assert np.abs(one.image.astype(int) - other.image).max() <= generator.intensity_range[1] / 255
+            assert one.made.kept_sha256 == other.made.kept_sha256
+            assert (one.made.kept_sha256 == "") == (generator.keeps == "nothing")
+        assert not synth.verify_shards(tmp_path / "a")
 
     def test_saved_and_loaded_it_is_the_same_generator(self, generator: Generator, tmp_path: Path) -> None:
         image, mask = request(generator)

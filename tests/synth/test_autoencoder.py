@@ -13,6 +13,8 @@ from phantom import make_phantom
 from tiny import AUTOENCODER, launch
 
 import synth.core.pretrained
+from synth.core.adversarial import hinge_loss
+from synth.core.batches import rows_of
 from synth.core.checks import UserError
 from synth.core.loop import LoopSettings, train
 from synth.core.pairs import Arrays, DataInfo, PairSet
@@ -25,11 +27,9 @@ from synth.diffusion.autoencoder import (
     encode_statistics,
     gradient_l1,
     image_batches,
-    rows_of,
     standardise,
 )
 from synth.diffusion.codec import latents_to_unit, unit_to_latents
-from synth.diffusion.discriminator import hinge_loss
 from synth.diffusion.settings import AutoencoderSettings
 from synth.features import perceptual_distance
 

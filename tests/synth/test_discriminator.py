@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from synth.diffusion.discriminator import MAX_WEIGHT, adaptive_weight, build_discriminator, hinge_loss
+from synth.core.adversarial import hinge_loss
+from synth.diffusion.discriminator import MAX_WEIGHT, adaptive_weight, build_discriminator
 
 
 def test_the_hinge_loss_has_its_closed_form() -> None:

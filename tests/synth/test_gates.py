@@ -156,10 +156,10 @@ def test_a_judge_that_sees_nothing_keeps_nothing() -> None:
     assert all(not v.kept and v.reason == "faithfulness 0.00 < 0.01" for v in verdicts)
 
 
-def test_without_a_judge_only_novelty_is_scored() -> None:
+def test_without_a_judge_novelty_and_spectrum_are_scored() -> None:
     labels = labels_of(PAIRS)
     gated, verdicts = run_gates(unit(PAIRS), labels, gates_for(judge=None))
-    assert torch.equal(gated, labels) and all(set(v.scores) == {"correlation"} and v.kept for v in verdicts)
+    assert torch.equal(gated, labels) and all(set(v.scores) == {"correlation", "spectrum"} and v.kept for v in verdicts)
 
 
 def texture(seed: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -31,6 +32,8 @@ from synth.layouts import detect_frame, layout_from_json
 PAIRS = squares(6)
 SAMPLER = SamplerSettings(n_steps=2, margin_cells=(1, 1))
 CONFIG = {"shard_size": 3, "batch_size": 4, "layout": {"keep_in": "none", "recombine": 0.0}}
+PAINTS = get_args(SamplerSettings.model_fields["mode"].annotation)
+"""What the inpainting generator may paint."""
 
 
 def painter(mode: str = "surroundings", *, pairs: PairSet = PAIRS, tells_labels: bool = True) -> InpaintPipeline:
@@ -58,7 +61,7 @@ def rewrite(out: Path, change: str) -> str:
     return pairs[0].id
 
 
-@pytest.mark.parametrize("mode", KEEPS)
+@pytest.mark.parametrize("mode", PAINTS)
 @pytest.mark.parametrize("pairs", [PAIRS, make_phantom(4, size=32, bit_depth=16, n_classes=3)], ids=["8 bit", "16 bit"])
 def test_what_a_mode_keeps_is_the_sources_in_the_files(mode: str, pairs: PairSet, tmp_path: Path) -> None:
     generator = painter(mode, pairs=pairs)
@@ -81,7 +84,7 @@ def test_what_a_mode_keeps_is_the_sources_in_the_files(mode: str, pairs: PairSet
 def test_the_frame_is_kept_beside_an_object_too() -> None:
     mask, frame = torch.zeros(1, 32, 32, dtype=torch.long), torch.zeros(1, 32, 32, dtype=torch.bool)
     mask[0, 10:15, 10:15], frame[..., :9] = 1, True
-    for mode in KEEPS:
+    for mode in PAINTS:
         generator = painter(mode)
         keep = generator.kept(mask, frame)
         assert torch.equal(keep, generator.kept(mask) | frame)

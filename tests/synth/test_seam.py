@@ -268,4 +268,4 @@ def test_the_probe_is_part_of_the_identity_and_its_absence_changes_nothing(probe
     other = dataclasses.replace(probe, threshold=0.99)
     assert len({gates_with(p).identity for p in (None, probe, other)}) == 3
     _, verdicts = run_gates(IMAGES[:2], LABELS[:2], gates_with(None))
-    assert all(set(v.scores) == {"correlation"} for v in verdicts)
+    assert all(set(v.scores) == {"correlation", "spectrum"} for v in verdicts)

@@ -16,6 +16,7 @@ from phantom import make_phantom
 import synth.spectral as spectral
 from synth.core.checks import UserError
 from synth.core.config import load_config
+from synth.core.frame import field_of_view
 from synth.core.rng import sample_rng
 from synth.spectral import (
     BandSettings,
@@ -30,7 +31,6 @@ from synth.spectral import (
     draw_match,
     draw_mix,
     draw_swap,
-    field_of_view,
     kspace_noise,
     match_amplitude,
     mix_amplitude,

@@ -166,7 +166,7 @@ def test_switched_off_it_leaves_no_trace(tmp_path: Path) -> None:
     drawn(tmp_path / "off", supply=None, config={**CONFIG, "supply": {"oversample": 1.0}})
     assert files_of(tmp_path / "plain") == files_of(tmp_path / "off")
     for split in ("train", "rejected"):
-        assert all(set(i.made.scores) == {"correlation"} and i.made.reason != REASON
+        assert all(set(i.made.scores) == {"correlation", "spectrum"} and i.made.reason != REASON
                    for i in read_shards(tmp_path / "plain", split).items)
     assert "supply" not in {*json.loads((tmp_path / "plain" / "run.json").read_text())["identity"]}
 

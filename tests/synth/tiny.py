@@ -14,12 +14,16 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from synth.core.config import load_config
 from synth.core.pairs import DataInfo, PairSet, memory_set
 from synth.diffusion.autoencoder import build_autoencoder, encode_statistics, standardise
 from synth.diffusion.codec import PixelCodec, latent_channels
 from synth.diffusion.denoiser import build_denoiser, build_scheduler
 from synth.diffusion.inpaint import InpaintPipeline
 from synth.diffusion.settings import AutoencoderSettings, DenoiserSettings, SamplerSettings
+from synth.gan.recipe import build_translator
+from synth.gan.settings import TranslateSettings
+from synth.gan.translate import TranslatePipeline
 from synth.gates import Gates, default_gates
 
 AUTOENCODER = AutoencoderSettings(kind="kl", widths=(8, 16, 16))
@@ -51,6 +55,25 @@ def tiny_pipeline(*, channels: int = 1, size: int = 32, value_range: tuple[float
         standardise(vae, encode_statistics(vae, torch.rand(8, channels, size, size) * 2 - 1))
     pipeline = InpaintPipeline(vae, unet.eval(), build_scheduler(DENOISER), n_classes=3, tells_labels=tells_labels,
                                unit_low=float(value_range[0]), unit_high=float(value_range[1]), **sampler.model_dump())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+TRANSLATE = {
+    "kind": "translate", "size": 32, "batch_size": 4,
+    "translator": {"widths": [8, 8, 16], "hidden": 8, "n_code": 4},
+    "discriminator": {"width": 4, "widths": [8, 8, 16]},
+    "collapse": {"features": "random"},
+    "loop": {"steps": 6, "log_every": 2, "checkpoint_every": 2},
+}
+"""Settings of a translator's fit that takes a second."""
+
+
+def tiny_translator(model: str, *, channels: int = 1, value_range: tuple[float, float] = (0, 255)) -> TranslatePipeline:
+    """Returns an untrained translator to images of 32 px, equal for equal arguments."""
+    settings = load_config(TranslateSettings, {**TRANSLATE, "model": model})
+    net = build_translator(settings, channels=channels, n_classes=3)
+    pipeline = TranslatePipeline(net.eval(), 3, model, unit_low=float(value_range[0]), unit_high=float(value_range[1]))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

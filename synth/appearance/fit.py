@@ -1,0 +1,114 @@
+"""Fits the spectral generator: a prior of the training images, or amplitudes of some of them. Nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from synth.appearance.amplitudes import Amplitudes, Lenders
+from synth.appearance.pipeline import SpectralPipeline, pipeline_of
+from synth.appearance.settings import OperationSettings, SpectralSettings
+from synth.core.checks import UserError
+from synth.core.config import save_config
+from synth.core.device import compute_device
+from synth.core.files import claim_folder
+from synth.core.pairs import ImageSet, PairSet
+from synth.core.rng import one_thread, sample_rng
+from synth.core.space import pixels_to_unit, resize_image, to_channels
+from synth.pipelines import quiet, save_pipeline
+from synth.spectral import FrequencyPrior
+from synth.spectral.sums import Seen, seen_of
+from synth.spectral.swap import amplitude_to_lend
+
+LIMITS = {"match_ratio": 1.0, "match_coded": 1.0, "fda": 0.5, "mix": 1.0, "reweight": 3.0, "kspace": 1.0}
+"""The largest strength of each operation."""
+
+
+def load_spectral(folder: Path) -> SpectralPipeline:
+    """Returns the pipeline saved in `folder`, on the GPU if there is one; only local files."""
+    with quiet():
+        return SpectralPipeline.from_pretrained(folder, local_files_only=True).to(compute_device())
+
+
+def check_operation(operation: OperationSettings) -> None:
+    """Returns nothing; raises UserError if the range of strengths is none that the operation has."""
+    low, high = operation.strength
+    if not 0 <= low <= high <= LIMITS[operation.name]:
+        raise UserError(f"operation.strength={list(operation.strength)}", rule=f"for {operation.name} a range within "
+                        f"[0, {LIMITS[operation.name]:g}], smaller number first",
+                        repair=f"write for example operation.strength=[0, {min(0.3, LIMITS[operation.name]):g}]")
+
+
+def fit_spectral(settings: SpectralSettings, labelled: PairSet, unlabelled: ImageSet | None,
+                 out: Path) -> SpectralPipeline:
+    """Returns the fitted pipeline, saved in `out`; a finished folder is loaded at once.
+
+    The images are those of the training split. A prior is fitted on the labelled pairs; of kind "whole", which needs no
+    outlines, on the unlabelled images too. fda and mix take the amplitudes of unlabelled images, of labelled ones
+    without any.
+
+    Raises:
+        UserError: for a strength that the operation does not have, sets that do not fit together, or an `out` that
+            holds another run.
+    """
+    check_operation(settings.operation)
+    if settings.prior.size not in (None, settings.size):
+        raise UserError(f"prior.size={settings.prior.size}", rule=f"the generator works at {settings.size} px, where "
+                        "its prior is measured", repair="leave prior.size out")
+    pile = unlabelled if unlabelled is not None and len(unlabelled) else None
+    if pile is not None:
+        _check_alike(labelled, pile)
+    seen = _seen_of_all(labelled if pile is None else [*labelled, *pile])
+    claim_folder(out, kind="spectral", identity={"settings": settings.model_dump(mode="json", exclude={"data", "out"}),
+                                                 "images": [seen.n_images, seen.fingerprint]})
+    if not (out / "model_index.json").exists():
+        save_config(settings, out / "config.yaml")
+        with one_thread():
+            save_pipeline(_fitted(settings, labelled, pile), out)
+    return load_spectral(out)
+
+
+def _check_alike(labelled: PairSet, pile: ImageSet) -> None:
+    mine, theirs = ((i.channels, tuple(i.intensity_range)) for i in (labelled.info, pile.info))
+    if mine != theirs:
+        raise UserError(pile.where, rule=f"unlabelled images of {theirs[0]} channel(s), range {theirs[1]}, labelled "
+                        f"ones of {mine[0]}, range {mine[1]}", repair="give images of the same kind")
+    shared = set(labelled.ids) & set(pile.ids)
+    if shared:
+        raise UserError(pile.where, rule=f"id {sorted(shared)[0]!r} is in the labelled set too",
+                        repair="remove it from one of the two folders")
+
+
+def _seen_of_all(images: ImageSet | list) -> Seen:
+    found = [seen_of(pair) for pair in images]
+    total = found[0]
+    for one in found[1:]:
+        total = total.joined(one)
+    return total
+
+
+def _fitted(settings: SpectralSettings, labelled: PairSet, pile: ImageSet | None) -> SpectralPipeline:
+    operation, info = settings.operation, labelled.info
+    prior = lenders = None
+    if operation.name.startswith("match_"):
+        prior = _prior(settings, labelled, pile)
+    elif operation.name in ("fda", "mix"):
+        lenders = _lenders(settings, pile or labelled)
+    amplitudes = Amplitudes.of(channels=info.channels, size=settings.size, prior=prior, lenders=lenders)
+    return pipeline_of(amplitudes, operation, intensity_range=info.intensity_range)
+
+
+def _prior(settings: SpectralSettings, labelled: PairSet, pile: ImageSet | None) -> FrequencyPrior:
+    words = {**settings.prior.model_dump(), "size": settings.size}
+    prior = FrequencyPrior.fit(labelled, **words)
+    return prior if pile is None or settings.prior.kind != "whole" else prior.merged(FrequencyPrior.fit(pile, **words))
+
+
+def _lenders(settings: SpectralSettings, images: ImageSet) -> Lenders:
+    order = torch.randperm(len(images), generator=sample_rng(settings.seed, "lenders")).tolist()
+    chosen = [images[i] for i in sorted(order[:settings.operation.n_references])]
+    lent = [amplitude_to_lend(pixels_to_unit(resize_image(to_channels(pair.image), settings.size)[None],
+                                             images.info.intensity_range), settings.operation.border)
+            for pair in chosen]
+    return Lenders(tuple(p.id for p in chosen), tuple(p.group for p in chosen), torch.cat(lent).half())

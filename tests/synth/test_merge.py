@@ -1,0 +1,196 @@
+"""Merging annotators: closed forms, a reference in plain Python, and there and back through the shell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+import segtrain
+from segtrain.settings import SegmentSettings
+from segtrain.streams import Streams
+from synth.cli import app
+from synth.core.checks import UserError
+from synth.formats import load_pairs, write_folder
+from synth.merge import MergeSettings, merge_labels
+from synth.merge.agree import vote_weights, weighted_shares
+from synth.merge.staple import patterns_of, staple, union_box
+
+RNG = np.random.default_rng(0)
+
+
+def truths(n: int = 6, size: int = 40) -> list[np.ndarray]:
+    """Returns n masks (size, size) of a disc each."""
+    y, x = np.mgrid[:size, :size]
+    return [(np.hypot(x - 14 - 2 * i, y - 20) < 9).astype(np.uint8) for i in range(n)]
+
+
+def noisy(truth: np.ndarray, sensitivity: float, specificity: float) -> np.ndarray:
+    """Returns a mask (H, W) of an annotator who errs pixel by pixel."""
+    chance = RNG.random(truth.shape)
+    return np.where(truth == 1, chance < sensitivity, chance > specificity).astype(np.uint8)
+
+
+def estimate(images: list[np.ndarray], n_classes: int = 2):  # noqa: ANN201
+    """Returns the estimation on masks (R, H, W) of several images, and their patterns."""
+    patterns = [patterns_of(m, union_box(m)) for m in images]
+    return staple(patterns, n_classes=n_classes, n_raters=len(images[0])), patterns
+
+
+def test_perfect_annotators_are_perfect() -> None:
+    found, patterns = estimate([np.stack([t, t, t]) for t in truths()])
+    assert np.allclose(found.confusion, np.eye(2), atol=2e-6)
+    assert all(np.array_equal(w[p.index].argmax(-1), t[p.box]) for w, p, t in zip(found.posteriors, patterns, truths(),
+                                                                                 strict=True))
+
+
+def test_sensitivities_are_recovered_and_an_adversary_is_found_out() -> None:
+    # Everybody errs over the whole box, so that the union box is the image: what is known is what is estimated.
+    ability = [(0.95, 0.9), (0.8, 0.97), (0.7, 0.8), (0.9, 0.85), (0.2, 0.15)]
+    images = [np.stack([noisy(t, *a) for a in ability]) for t in truths(8)]
+    found, patterns = estimate(images)
+    for r, (p, q) in enumerate(ability):
+        assert found.confusion[r, 1, 1] == pytest.approx(p, abs=0.03) and found.confusion[r, 0, 0] == pytest.approx(
+            q, abs=0.03)
+    right = np.concatenate([(w[p.index].argmax(-1) == t[p.box]).ravel() for w, p, t in
+                            zip(found.posteriors, patterns, truths(8), strict=True)])
+    vote = np.concatenate([((m.mean(0) > 0.5)[p.box] == t[p.box]).ravel() for m, p, t in
+                           zip(images, patterns, truths(8), strict=True)])
+    assert right.mean() > 0.97 > 0.95 > vote.mean(), "a plain vote counts the adversary against the truth"
+
+
+def reference(decisions: np.ndarray, rounds: int) -> tuple[list[float], list[float], list[float]]:
+    """Returns W, p, q after so many rounds over decisions (R, n), in plain Python."""
+    n_raters, n = decisions.shape
+    prior = float(decisions.mean())
+    p, q = [0.9] * n_raters, [0.9] * n_raters
+    for _ in range(rounds):
+        w = []
+        for i in range(n):
+            a, b = prior, 1 - prior
+            for j in range(n_raters):
+                a *= p[j] if decisions[j, i] else 1 - p[j]
+                b *= 1 - q[j] if decisions[j, i] else q[j]
+            w.append(a / (a + b))
+        prior = sum(w) / n
+        p = [sum(w[i] for i in range(n) if decisions[j, i]) / sum(w) for j in range(n_raters)]
+        q = [sum(1 - w[i] for i in range(n) if not decisions[j, i]) / sum(1 - v for v in w) for j in range(n_raters)]
+    return w, p, q
+
+
+def test_the_plain_estimation_comes_to_the_same() -> None:
+    truth = truths(1, 24)[0]
+    masks = np.stack([noisy(truth, 0.9, 0.9), noisy(truth, 0.8, 0.95), noisy(truth, 0.7, 0.85)])
+    box = union_box(masks)
+    w, p, q = reference(masks[(slice(None), *box)].reshape(3, -1), 300)
+    found, (pattern,) = estimate([masks])
+    assert np.allclose(found.posteriors[0][pattern.index][..., 1].ravel(), w, atol=1e-4)
+    assert np.allclose(found.confusion[:, 1, 1], p, atol=1e-4) and np.allclose(found.confusion[:, 0, 0], q, atol=1e-4)
+
+
+def test_the_size_of_the_background_changes_nothing() -> None:
+    masks = np.stack([noisy(t, 0.9, 1.0) for t in [truths(1)[0]] * 3])
+    large = np.pad(masks, ((0, 0), (50, 50), (50, 50)))
+    assert np.allclose(estimate([masks])[0].confusion, estimate([large])[0].confusion)
+
+
+def test_several_classes_and_many_annotators() -> None:
+    truth = np.where(truths(1)[0] == 1, 1 + (np.arange(40)[:, None] > 20), 0).astype(np.uint8)
+    swapped = np.array([0, 2, 1], np.uint8)[truth]
+    found, (pattern,) = estimate([np.stack([truth] * 9 + [swapped])], n_classes=3)
+    assert np.array_equal(found.posteriors[0][pattern.index].argmax(-1), truth[pattern.box])
+    assert np.allclose(found.confusion[9], np.eye(3)[[0, 2, 1]], atol=1e-5)
+
+
+def test_votes_weigh_and_leave_out() -> None:
+    weights = vote_weights(np.array([0.9, 0.8, 0.3, np.nan]), least=0.5)
+    assert weights.tolist() == pytest.approx([0.9, 0.8, 0, 2 / 3])
+    shares = weighted_shares(np.array([[1, 0, 0, 1], [1, 255, 1, 255]]), weights, 2)
+    assert shares[0] == pytest.approx([0.8 / (0.9 + 0.8 + 2 / 3), (0.9 + 2 / 3) / (0.9 + 0.8 + 2 / 3)])
+    assert shares[1].tolist() == [0, 1]
+
+
+@pytest.fixture
+def crowd(tmp_path: Path) -> Path:
+    """Returns a folder of six images, three annotators; the third labelled but four and draws too little."""
+    root = tmp_path / "crowd"
+    for i, truth in enumerate(truths()):
+        for name, mask in (("ann", truth), ("bob", truth), ("cy", ndimage.binary_erosion(truth, iterations=3))):
+            if name == "cy" and i > 3:
+                continue
+            folder = root / "annotators" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask.astype(np.uint8)).save(folder / f"i{i}.png")
+        (root / "images").mkdir(exist_ok=True)
+        Image.fromarray((truth * 150 + RNG.integers(0, 60, truth.shape)).astype(np.uint8)).save(
+            root / "images" / f"i{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("method", ["staple", "staple_per_class", "vote", "soft"])
+def test_there_and_back_through_the_shell(crowd: Path, tmp_path: Path, method: str) -> None:
+    out = tmp_path / "merged"
+    app(["merge-labels", str(crowd), f"out={out}", f"method={method}"], standalone_mode=False)
+    pairs, report = load_pairs(out), json.loads((out / "annotators.json").read_text())
+    assert len(pairs) == 6 and pairs.info.n_classes == 2
+    assert all(np.array_equal(pair.mask, truth) for pair, truth in zip(pairs, truths(), strict=True))
+    ann, bob, cy = report["annotators"]
+    assert ann["name"] == "ann" and cy["n_images"] == 4 and ann["dice_with_merged"] == 1 > cy["dice_with_merged"]
+    assert cy["sensitivity"]["class_1"] < 0.6 and ann["sensitivity"]["class_1"] == pytest.approx(1, abs=1e-4)
+    assert pairs.items[5].weight == 1 > pairs.items[0].weight == report["images"]["i0"]["weight"]
+    assert sorted(p.name for p in (out / "confidence").iterdir()) == [f"i{i}.png" for i in range(6)]
+    again = tmp_path / "again"
+    write_folder(pairs, again)
+    assert load_pairs(again).weights == pairs.weights
+
+
+def test_a_doubtful_pixel_is_ignored(tmp_path: Path, crowd: Path) -> None:
+    for path in (crowd / "annotators" / "cy").iterdir():
+        path.unlink()
+    (crowd / "annotators" / "cy").rmdir()
+    for i, truth in enumerate(truths()):  # two equals differ: nobody can tell who is right
+        Image.fromarray(ndimage.binary_dilation(truth, iterations=2).astype(np.uint8)).save(
+            crowd / "annotators" / "bob" / f"i{i}.png")
+    vote = merge_labels(crowd, MergeSettings(method="vote"))
+    ring = ndimage.binary_dilation(truths()[0], iterations=2) & (truths()[0] == 0)
+    assert (vote.images[0].labels[ring] == 255).all() and (vote.images[0].labels[~ring] == truths()[0][~ring]).all()
+
+
+def test_training_counts_a_pair_by_its_weight(crowd: Path, tmp_path: Path) -> None:
+    merge_labels(crowd, out=tmp_path / "merged")
+    pairs = load_pairs(tmp_path / "merged")
+    settings = SegmentSettings(size=32, batch_size=4)
+    batch = Streams.read(settings, pairs).batches(0, 0, 1)
+    assert batch["weights"].tolist() == pytest.approx([pairs.weights[i] for i in batch["rows"].tolist()])
+    config = {"size": 32, "batch_size": 4, "model": {"name": "tiny"}, "loop": {"steps": 2}}
+    assert segtrain.fit(config, pairs, out=tmp_path / "run").result.steps == 2
+    whole = [item.__class__(**{**item.__dict__, "weight": 1.0}) for item in pairs.items]
+    assert "weights" not in Streams.read(settings, type(pairs)(whole, pairs.info)).batches(0, 0, 1)
+
+
+def test_bad_input_is_named(crowd: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="annotators/WHO"):
+        merge_labels(tmp_path)
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(crowd / "annotators" / "ann" / "other.png")
+    with pytest.raises(UserError, match="other.png.*no image of this name"):
+        merge_labels(crowd)
+    (crowd / "annotators" / "ann" / "other.png").unlink()
+    Image.fromarray(np.zeros((20, 40), np.uint8)).save(crowd / "annotators" / "ann" / "i0.png")
+    with pytest.raises(UserError, match="20x40"):
+        merge_labels(crowd)
+    (crowd / "annotators" / "ann" / "i0.png").unlink()
+    (crowd / "annotators" / "bob" / "i0.png").unlink()
+    (crowd / "annotators" / "cy" / "i0.png").unlink()
+    with pytest.raises(UserError, match="no annotator labelled it"):
+        merge_labels(crowd)
+
+
+def test_weights_are_numbers_from_0_to_1(crowd: Path, tmp_path: Path) -> None:
+    merge_labels(crowd, out=tmp_path / "merged")
+    (tmp_path / "merged" / "weights.csv").write_text("name,weight\n" + "".join(f"i{i},2\n" for i in range(6)))
+    with pytest.raises(UserError, match="from 0 to 1"):
+        load_pairs(tmp_path / "merged")

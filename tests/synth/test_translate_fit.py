@@ -1,0 +1,178 @@
+"""Fitting a translator: what a fit leaves, resuming, who is held aside, collapse, refusals."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from phantom import make_phantom
+from tiny import TRANSLATE, files_of, launch
+
+import synth
+from synth.core.checks import IGNORE, UserError
+from synth.core.config import load_config
+from synth.core.loop import LoopSettings
+from synth.core.loop import train as real_train
+from synth.gan import fit as fit_module
+from synth.gan.collapse import Health, enforce_health
+from synth.gan.fit import split_aside
+from synth.gan.settings import CollapseSettings, TranslateSettings
+from synth.gan.told import pair_batches
+from synth.gan.translate import TranslatePipeline
+
+PAIRS = make_phantom(8, size=32, n_groups=8)
+CONFIGS = Path(__file__).parents[2] / "configs"
+OPEN = ["collapse.min_diversity=0"]
+
+
+@pytest.fixture(scope="module", params=["pix2pix", "spade", "oasis"])
+def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TranslatePipeline, Path]:
+    """Returns a finished fit of each model, and its folder."""
+    out = tmp_path_factory.mktemp("translate") / "run"
+    return synth.fit({**TRANSLATE, "model": request.param}, PAIRS, out=out, overrides=OPEN), out
+
+
+def test_a_fit_leaves_a_pipeline_with_logs_and_its_health(fitted: tuple[TranslatePipeline, Path]) -> None:
+    pipeline, out = fitted
+    assert {p.name for p in out.iterdir()} == {
+        "run.json", "config.yaml", "health.json", "model_index.json", "translator", "translator_run"}
+    assert {p.suffix for p in (out / "translator").iterdir()} == {".json", ".safetensors"}
+    lines = [json.loads(line) for line in (out / "translator_run" / "stats.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines] == [2, 4, 6] and lines[-1]["images_seen"] == 24
+    assert {"sign_training", "sign_held_aside", "discriminator", "fooling"} <= lines[-1].keys()
+    health = json.loads((out / "health.json").read_text())
+    assert 0 <= health["diversity_ratio"] and -1 <= health["sign_held_aside"] <= 1 and health["overfit"] is not None
+    loaded = synth.load_generator(out)
+    assert isinstance(loaded, TranslatePipeline) and loaded.content_hash() == pipeline.content_hash()
+    assert (loaded.size, loaded.channels, loaded.keeps) == (32, 1, "nothing")
+
+
+def test_interrupted_and_resumed_it_ends_byte_for_byte_the_same(
+        fitted: tuple[TranslatePipeline, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(Exception):
+        pass
+
+    def stopping(recipe: object, batches: object, out: Path, settings: LoopSettings, *, label: str) -> None:
+        def some(step: int, rank: int, n_ranks: int) -> dict[str, torch.Tensor]:
+            if step == 5:  # one step after the last checkpoint
+                raise Killed
+            return batches(step, rank, n_ranks)
+
+        real_train(recipe, some, out, settings, label=label)
+
+    config = {**TRANSLATE, "model": fitted[0].config.model}
+    with monkeypatch.context() as patched:
+        patched.setattr(fit_module, "train", stopping)
+        with pytest.raises(Killed):
+            synth.fit(config, PAIRS, out=tmp_path / "run", overrides=OPEN)
+    assert not (tmp_path / "run" / "model_index.json").exists()
+    synth.fit(config, PAIRS, out=tmp_path / "run", overrides=OPEN)
+    whole, again = files_of(fitted[1]), files_of(tmp_path / "run")
+    same = ["translator_run/stats.jsonl", "translator/diffusion_pytorch_model.safetensors", "health.json"]
+    assert all(whole[name] == again[name] for name in same)
+
+
+def test_a_finished_fit_is_loaded_and_another_one_refused(fitted: tuple[TranslatePipeline, Path],
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**TRANSLATE, "model": fitted[0].config.model}
+    with pytest.raises(UserError, match="another translate run .*settings"):
+        synth.fit(config, PAIRS, out=fitted[1], overrides=[*OPEN, "translator.lr=0.1"])
+    monkeypatch.setattr(fit_module, "train", lambda *_, **__: pytest.fail("trained again"))
+    shuffled = PAIRS.select(np.random.default_rng(0).permutation(8).tolist())
+    assert synth.fit(config, shuffled, out=fitted[1], overrides=OPEN).content_hash() == fitted[0].content_hash()
+
+
+def test_it_draws(fitted: tuple[TranslatePipeline, Path], tmp_path: Path) -> None:
+    made = synth.draw(fitted[0], PAIRS, n=3, out=tmp_path / "made", config={"batch_size": 4})
+    assert len(made) == 3 and {i.made.generator for i in made.items} == {fitted[0].content_hash()}
+
+
+def test_a_translator_that_knows_one_image_a_mask_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="diversity_ratio=.*collapsed.*loss.response"):
+        synth.fit({**TRANSLATE, "model": "pix2pix"}, PAIRS, out=tmp_path / "run",
+                  overrides=["collapse.min_diversity=99"])
+    assert (tmp_path / "run" / "health.json").exists() and not (tmp_path / "run" / "model_index.json").exists()
+    # Another limit is no other run: it is looked at again without training.
+    synth.fit({**TRANSLATE, "model": "pix2pix"}, PAIRS, out=tmp_path / "run", overrides=OPEN)
+
+
+def test_a_discriminator_that_knows_the_set_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    fine = Health(0.2, 0.4, 0.5, sign_training=0.6, sign_drawn=-0.5, sign_held_aside=0.5, overfit=0.1, features="")
+    known = Health(0.2, 0.4, 0.5, sign_training=0.9, sign_drawn=-0.9, sign_held_aside=-0.8, overfit=1.7, features="")
+    nan = Health(0.2, 0.4, float("nan"), sign_training=0.9, sign_drawn=0, sign_held_aside=None, overfit=None,
+                 features="")
+    with caplog.at_level(logging.WARNING):
+        enforce_health(fine, CollapseSettings())
+        assert not caplog.records
+        enforce_health(known, CollapseSettings())
+        assert "knows the set by heart" in caplog.text
+    with pytest.raises(UserError, match="collapsed"):
+        enforce_health(nan, CollapseSettings())
+
+
+def test_whole_groups_are_held_aside_and_never_trained_on() -> None:
+    pairs = make_phantom(12, size=32, n_groups=6).arrays(32)
+    training, held = split_aside(pairs, 4, seed=0)
+    assert len(held) == 4 and not set(training.groups) & set(held.groups) and len(training) == 8
+    assert split_aside(pairs, 0, seed=0)[1] is None
+    few = make_phantom(5, size=32, n_groups=1).arrays(32)
+    assert split_aside(few, 2, seed=0)[1] is None, "the only patient is trained on"
+    settings = load_config(TranslateSettings, TRANSLATE)
+    batches = pair_batches(training, held, settings)
+    first = batches(0, 0, 1)
+    assert torch.equal(batches(0, 0, 1)["images"], first["images"]) and len(first["held_images"]) == 2
+    assert not torch.equal(batches(9, 0, 1)["images"], first["images"])
+
+
+def test_pairs_move_together_and_nothing_is_known_where_the_frame_moved_in() -> None:
+    settings = load_config(TranslateSettings, {**TRANSLATE, "still_share": 0.0, "batch_size": 8,
+                                               "layout": {"recombine": 0, "shift": 0.4, "keep_in": "frame"}})
+    arrays = PAIRS.arrays(32)
+    arrays.images[:] = np.where(arrays.masks[:, None] > 0, 200, 20)  # the image is its own mask
+    batch = pair_batches(arrays, None, settings)(3, 0, 1)
+    bright, labels = batch["images"][:, 0] > -0.15, batch["labels"]
+    known = labels != IGNORE
+    assert known.any() and (~known).any()
+    assert (bright == (labels > 0))[known].float().mean() > 0.97, "but for the rim, which is interpolated"
+    assert torch.equal(batch["told"][:, 0] + batch["told"][:, 1:-2].sum(1), known.float())
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("size=34", "size=34: with 3 widths the size is a multiple of 4"), ("layout.recombine=0.5", "layout.recombine=0.5"),
+    ("kind=paint", "kind=paint: no such kind.*inpaint, translate"), ("model=stylegan", "model"),
+    ("translater.lr=1", "did you mean translator")])
+def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path, override: str,
+                                                                         message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        synth.fit(TRANSLATE, PAIRS, out=tmp_path / "run", overrides=[override])
+    assert not (tmp_path / "run").exists()
+
+
+def test_unlabelled_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="labelled pairs alone"):
+        synth.fit(TRANSLATE, PAIRS, PAIRS, out=tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["pix2pix", "oasis"])
+def test_two_processes_fit_one_translator(tmp_path: Path, model: str) -> None:
+    synth.write_folder(PAIRS, tmp_path / "labelled")
+    (tmp_path / "fit.yaml").write_text(json.dumps({**TRANSLATE, "model": model}))  # JSON is YAML
+    done = launch(["-m", "synth.cli", "fit", tmp_path / "fit.yaml", f"data.labelled={tmp_path}/labelled", *OPEN,
+                   f"out={tmp_path}/run"], n_processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("generator ") == 1, "one voice"
+    last = json.loads((tmp_path / "run" / "translator_run" / "stats.jsonl").read_text().splitlines()[-1])
+    assert last["images_seen"] == 24, "as many images as one process sees"
+    assert synth.load_generator(tmp_path / "run").size == 32
+
+
+@pytest.mark.parametrize("name", ["translate.yaml", "tiny/translate.yaml"])
+@pytest.mark.parametrize("model", ["pix2pix", "spade", "oasis"])
+def test_the_presets_fit_together(name: str, model: str) -> None:
+    settings = load_config(TranslateSettings, CONFIGS / name, [f"model={model}"])
+    fit_module.check_settings(settings, n_ranks=1)
