@@ -1,4 +1,4 @@
-"""Do painted pairs help a segmenter, on each data set? Against real pairs alone, copy-paste, and the two controls.
+"""Do synthetic pairs help a segmenter, on each data set? Against real pairs alone, copy-paste, and further controls.
 
     python scripts/benchmarks/utility.py --data DIR --data DIR --out runs/benchmarks --json utility.json [KEY=VALUE ...]
 
@@ -13,11 +13,16 @@ import json
 from common import begin, comma, data_sets, parser, run_script, write
 from comparing import run_comparison, seeds_of
 
-ARMS = ("real", "real+copypaste", "real+inpaint", "real+inpaint_shuffled", "real+roundtrip", "real+affine")
+ARMS = ("real", "real+copypaste", "real+affine", "real+roundtrip", "real+inpaint", "real+translate",
+        "real+inpaint+translate", "real+inpaint_shuffled", "real+translate_shuffled")
 
-PAIRS = (("real+copypaste", "real"), ("real+inpaint", "real"), ("real+inpaint", "real+copypaste"),
-         ("real+inpaint_shuffled", "real+inpaint"), ("real+inpaint_shuffled", "real"), ("real+roundtrip", "real"),
-         ("real+affine", "real"), ("real+inpaint", "real+affine"), ("real+inpaint", "real+roundtrip"))
+PAIRS = (
+    *((arm, "real") for arm in ARMS[1:]), ("real+inpaint", "real+roundtrip"), ("real+translate", "real+inpaint"),
+    *((f"real+{made}", f"real+{control}") for made in ("inpaint", "translate", "inpaint+translate")
+      for control in ("copypaste", "affine")),
+    *((f"real+{engine}_shuffled", f"real+{engine}") for engine in ("inpaint", "translate")),
+    *((f"real+{made}+unlabelled", "real+unlabelled") for made in ("inpaint", "translate", "inpaint+translate")))
+"""Which arm is held against which, where both run. The arms with unlabelled images: --arms real,real+unlabelled,..."""
 
 
 def main() -> None:
