@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import torch
 from torch import nn
 
+from segtrain.bound import BoundPhase, BoundTerm, BoundView
 from segtrain.heads import HEADS, Sizes
 from segtrain.labels import LABELS
-from segtrain.losses import LOSSES, SUPERVISED
+from segtrain.losses import SUPERVISED
 from segtrain.losses.deep import loss_by_kind
-from segtrain.method import Method, Phase, Step, View, member
-from segtrain.models import Features, SegNet, build_model, check_size, partner_of
+from segtrain.method import Method, Step, member
+from segtrain.models import SegNet, build_model, check_size, partner_of
 from segtrain.optimizers import make_optimizer
-from segtrain.regularisers import REGULARISERS
-from segtrain.scene import Scene, Shown, Supervised
+from segtrain.scene import Scene, Supervised
 from segtrain.settings import ModelSettings, SegmentSettings
 from segtrain.streams.fingerprint import Fingerprint
-from segtrain.targets import SOURCES, TARGETS, Target, from_labels, soft
+from segtrain.targets import from_labels, soft
 from segtrain.topology import TOPOLOGIES, Look
-from segtrain.transforms.warps import ChainWarp, Rngs
-from segtrain.views import FEATURE_PERTURBATIONS, PERTURBATIONS
 from synth.core.loop import Batch, Recipe, poly
 from synth.core.pairs import DataInfo
 from synth.core.rng import derive_seed
@@ -34,72 +30,6 @@ log = logging.getLogger(__name__)
 PATIENCE = 500
 PROBE_EVERY = 20
 """Steps between two looks at how right the kept pixels of the labelled images are."""
-
-
-def _members(registry: dict, steps: tuple[Step, ...], slot: str) -> list:
-    return [member(registry, step, slot) for step in steps]
-
-
-class _View:
-    """The members that one view names, ready to call."""
-
-    def __init__(self, view: View, branch: str) -> None:
-        self.of, self.input, self.weight, self.ramp = view.of, view.input, view.weight, view.ramp
-        self.branch = view.branch or branch
-        self.source = member(SOURCES, view.source, "source")
-        self.target = _members(TARGETS, view.target, "target")
-        self.perturb = _members(PERTURBATIONS, view.perturb, "perturb")
-        self.features = view.features and member(FEATURE_PERTURBATIONS, view.features, "features")
-        self.loss = view.loss and member(LOSSES, view.loss, "loss")
-
-    def narrow(self, target: Target, scene: Scene | None) -> Target:
-        """Returns what the operators make of `target`, one after another."""
-        for operator in self.target:
-            target = operator(target, scene)
-        return target
-
-    def show(self, scene: Scene, index: int) -> Shown:
-        """Returns the view: its images perturbed, row by row of its own generator, and its target moved alike."""
-        supervised = self.of == "supervised"
-        images = scene.supervised.images if supervised else scene.inputs.get(self.input, scene.clean)
-        rngs: Callable[..., Rngs] = scene.supervised_rngs if supervised else scene.rngs
-        with torch.no_grad():
-            target = self.narrow(self.source(scene, self.branch), scene)
-            warps = []
-            for i, perturb in enumerate(self.perturb):
-                images, warp = perturb(images, rngs("view", index, i), scene)
-                warps.append(warp)
-        warp = ChainWarp(tuple(warps))
-        draws = getattr(self.features, "draws", index)  # members that name their draws draw alike for every view
-        features = self.features and partial(self._features, rngs=rngs("features", draws))
-        return Shown(self.branch, images, warp, warp.apply(target), features)
-
-    def _features(self, features: Features, rngs: Rngs) -> Features:
-        return self.features(features, rngs)
-
-
-@dataclass
-class _Term:
-    """A regulariser, ready to call."""
-
-    name: str
-    call: Callable[[Scene], torch.Tensor]
-    weight: float
-    ramp: bool
-
-
-class _Phase:
-    """A phase, its members ready to call."""
-
-    def __init__(self, phase: Phase, start: float, branch: str) -> None:
-        self.start, self.until, self.supervised = start, phase.until, phase.supervised
-        self.lambda_u, self.views = phase.lambda_u, [_View(view, branch) for view in phase.views]
-        self.terms = [_Term(t.use.name, member(REGULARISERS, t.use, "regulariser"), t.weight, t.ramp)
-                      for t in phase.regularisers]
-
-    def progress(self, progress: float) -> float:
-        """Returns the share of this phase that is done when `progress` of the run is."""
-        return (progress - self.start) / (self.until - self.start)
 
 
 class SegmentRecipe(Recipe):
@@ -129,7 +59,7 @@ class SegmentRecipe(Recipe):
         self.optimizers |= {f"head_{name}": make_optimizer(head, settings) for name, head in self.heads.items()}
         self.nets |= {f"head_{name}": head for name, head in self.heads.items()}
         starts = (0.0, *(phase.until for phase in method.plan()))
-        self.phases = [_Phase(phase, start, self.topology.branches[0])
+        self.phases = [BoundPhase(phase, start, self.topology.branches[0])
                        for phase, start in zip(method.plan(), starts, strict=False)]
         self.labels = member(LABELS, method.labels, "labels")
         self.supervised_loss = member(SUPERVISED, method.supervised_loss, "supervised_loss")
@@ -221,7 +151,7 @@ class SegmentRecipe(Recipe):
         if self.topology.stage != stage:  # the moments were the old student's; the new one starts without
             self.optimizers["student"].state.clear()
 
-    def _scene(self, batch: Batch, progress: float, views: list[_View], terms: list[_Term]) -> Scene:
+    def _scene(self, batch: Batch, progress: float, views: list[BoundView], terms: list[BoundTerm]) -> Scene:
         seeds = tuple(batch["seeds"].tolist())
         weight = batch["weights"][:, None, None].expand(batch["labels"].shape) if "weights" in batch else None
         given = Supervised(batch["images"], batch["labels"], batch["synthetic"], batch["rows"], seeds, weight=weight,
@@ -235,7 +165,7 @@ class SegmentRecipe(Recipe):
             scene.show_clean(self.settings.augment.geometry)
         return scene
 
-    def _look(self, scene: Scene, phase: _Phase) -> None:
+    def _look(self, scene: Scene, phase: BoundPhase) -> None:
         taught = phase.supervised and len(scene.supervised.images)
         own = [Look(branch, scene.supervised.images) for branch in self.topology.branches] if taught else []
         seen = self.topology.students([*own, *(Look(v.branch, v.images, v.perturb) for v in scene.shown)])
@@ -243,7 +173,7 @@ class SegmentRecipe(Recipe):
         for view, found in zip(scene.shown, seen[len(own):], strict=True):
             view.seen = found
 
-    def _supervised(self, scene: Scene, phase: _Phase) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _supervised(self, scene: Scene, phase: BoundPhase) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if not scene.seen:
             return torch.zeros((), device=self.device), {}
         parts = [loss_by_kind(self.supervised_loss, seen, scene.supervised) for seen in scene.seen.values()]
@@ -253,7 +183,7 @@ class SegmentRecipe(Recipe):
             logged["loss_synthetic"] = synthetic.detach() / len(parts)
         return phase.supervised * (real + self.settings.w_syn * synthetic), logged
 
-    def _extra(self, scene: Scene, views: list[_View], terms: list[_Term], lam: float
+    def _extra(self, scene: Scene, views: list[BoundView], terms: list[BoundTerm], lam: float
                ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         total, logged = torch.zeros((), device=scene.supervised.images.device), {"lambda": torch.tensor(lam)}
         for view, shown in zip(views, scene.shown, strict=True):
@@ -268,7 +198,7 @@ class SegmentRecipe(Recipe):
             logged |= self._stats(scene, views)
         return total, {"loss_unlabelled": total.detach(), **logged}
 
-    def _stats(self, scene: Scene, views: list[_View]) -> dict[str, torch.Tensor]:
+    def _stats(self, scene: Scene, views: list[BoundView]) -> dict[str, torch.Tensor]:
         stats: dict[str, torch.Tensor] = {}
         for i, shown in enumerate(scene.shown):
             stats |= {key if i == 0 else f"{key}_{i}": value for key, value in shown.target.stats.items()}
@@ -287,7 +217,7 @@ class SegmentRecipe(Recipe):
                         PATIENCE, kept)
 
     @torch.no_grad()
-    def _precision(self, scene: Scene, view: _View) -> float:
+    def _precision(self, scene: Scene, view: BoundView) -> float:
         """Returns how many of the pixels that the filter would keep of the labelled images are right.
 
         The network was trained on these very images: an upper bound for the unlabelled ones.

@@ -5,20 +5,12 @@ Heavy imports wait in the commands.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from textwrap import indent
-from typing import TYPE_CHECKING
 
 import typer
 
 from synth.core.checks import UserError
 from synth.core.shell import refuse, required, run, say, take, take_number
-
-if TYPE_CHECKING:
-    from synth.core.data import DataSettings
-    from synth.core.pairs import ImageSet, PairSet
-    from synth.draw import DrawSettings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Fit generators on a few annotated images and draw new, checked image-mask pairs from them.")
@@ -52,35 +44,6 @@ def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool =
     say(f"{out}: {settings.kind} {made.content_hash()}, {made.size} px, {labelled.info.channels} channel(s)")
 
 
-def _take_group(overrides: list[str], group: str) -> tuple[list[str], list[str]]:
-    """Returns the `group.key=value` among `overrides` without the group's name, and the other overrides."""
-    mine = [o.removeprefix(f"{group}.") for o in overrides if o.startswith(f"{group}.")]
-    return mine, [o for o in overrides if not o.startswith(f"{group}.")]
-
-
-def _settings(config: Path | None, overrides: list[str]) -> DrawSettings:
-    from synth.core.config import load_config
-    from synth.draw import DrawSettings
-
-    return load_config(DrawSettings, config, overrides)
-
-
-def _take_data(overrides: list[str]) -> tuple[DataSettings, list[str]]:
-    """Returns the data.* settings among `overrides`, and the other overrides."""
-    from synth.core.config import load_config
-    from synth.core.data import DataSettings
-
-    mine, rest = _take_group(overrides, "data")
-    return load_config(DataSettings, {}, mine), rest
-
-
-def _load_labelled(data: DataSettings) -> PairSet:
-    from synth.formats import load_pairs
-
-    folder = required(data.labelled, "data.labelled", "data/labelled")
-    return load_pairs(folder, mask_map=data.mask_map, channels=data.channels)
-
-
 @app.command()
 def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN,
          no_paint: bool = typer.Option(False, "--no-paint", help="write the transformed sources unpainted")) -> None:
@@ -95,84 +58,13 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     curate.ignore=1.25 curate.min_agreement=0.8 [data.held_out=DIR] are the rules of synth curate while drawing.
     --no-paint writes what every kept pixel must equal; it takes size= in the place of generator=.
     """
-    from synth.core.config import load_config, to_yaml
-    from synth.draw.modes import sampler_changes
-    from synth.gates import GateSettings
+    from synth.commands.draw import read_request, run_draw
 
-    generator_dir, rest = take(overrides, "generator")
-    judge_dir, rest = take(rest, "judge")
-    referee_dir, rest = take(rest, "referee")
-    out, rest = take(rest, "out")
-    n, rest = take_number(rest, "n", 100)
-    seed, rest = take_number(rest, "seed", 0)
-    size, rest = take_number(rest, "size", None)
-    preset, rest = take(rest, "preset")
-    sampler, rest = _take_group(rest, "sampler")
-    hosts_dir, rest = take(rest, "data.hosts")
-    held_out_dir, rest = take(rest, "data.held_out")
-    seam_dir, rest = take(rest, "seam")
-    shape_dir, rest = take(rest, "shape")
-    appearance_dir, rest = take(rest, "appearance")
-    gate, rest = _take_group(rest, "gates")
-    data, rest = _take_data(rest)
-    settings, changes = _settings(config, rest), sampler_changes(preset, sampler)
-    strictness = load_config(GateSettings, None, gate)
+    request = read_request(config, overrides or [])
     if dry_run:
-        typer.echo(f"generator: {generator_dir}\njudge: {judge_dir}\nreferee: {referee_dir}\nn: {n}\nseed: {seed}\n"
-                   f"size: {size}\nout: {out}\nseam: {seam_dir}\nshape: {shape_dir}\nappearance: {appearance_dir}\n"
-                   f"preset: {preset}\ngates:\n{indent(to_yaml(strictness), '  ')}"
-                   f"sampler: {json.dumps(changes)}\ndata:\n"
-                   + indent(f"hosts: {hosts_dir}\nheld_out: {held_out_dir}\n" + to_yaml(data), "  ")
-                   + to_yaml(settings), nl=False)
+        typer.echo(request.text(), nl=False)
         return
-    from synth.draw import draw as run_draw
-    from synth.draw.command import load_held_out
-    from synth.draw.judges import (
-        check_held_out,
-        check_supply,
-        check_unpainted,
-        load_curation,
-        load_judge,
-        load_shape,
-        load_supply,
-    )
-    from synth.draw.modes import with_changes
-    from synth.fit import load_generator
-    from synth.gates import default_gates
-    from synth.gates.probe import SeamProbe
-
-    out = required(out, "out", "data/made")
-    if no_paint:
-        check_unpainted(settings, changes, hosts=hosts_dir)
-        refuse([f"gates.{word}" for word in gate], "nothing of gates. with --no-paint: there are none")
-    check_supply(settings, judge_dir, referee_dir)
-    check_held_out(settings, held_out_dir)
-    generator = None if no_paint else with_changes(
-        load_generator(required(generator_dir, "generator", "runs/painter")), changes)
-    labelled = _load_labelled(data)
-    gates = supply = shape = curation = None
-    if generator is not None:
-        judge = load_judge(judge_dir, size=generator.size) if judge_dir else None
-        shape = load_shape(shape_dir, labelled, size=generator.size)
-        training = _join(labelled, _load_images(data.unlabelled, labelled))
-        gates = default_gates(judge, labelled, training=training, size=generator.size,
-                              settings=strictness, seam=SeamProbe.load(seam_dir) if seam_dir else None, shape=shape)
-        supply = load_supply(settings, judge_dir, referee_dir, labelled=labelled, size=generator.size)
-        curation = load_curation(settings.curate, judge_dir, referee_dir, labelled=labelled, size=generator.size,
-                                 held_out=load_held_out(held_out_dir, data, labelled))
-    made = run_draw(generator, labelled, n=n, seed=seed, gates=gates, out=out, config=settings, size=size,
-                    supply=supply, curation=curation, hosts=_load_images(hosts_dir, labelled),
-                    shape=shape if settings.layout.source == "shape" else None,
-                    appearance=load_generator(appearance_dir) if appearance_dir else None)
-    if made is not None:
-        typer.echo(f"{out}: {len(made)} pairs kept of {n} asked for")
-
-
-def _load_images(folder: str | None, labelled: PairSet) -> ImageSet | None:
-    """Returns the images of `folder`, read like the labelled ones; None without a folder."""
-    from synth.formats import load_images
-
-    return load_images(folder, channels=labelled.info.channels, like=labelled.info) if folder else None
+    run_draw(request, no_paint=no_paint)
 
 
 @app.command()
@@ -183,19 +75,9 @@ def curate(folder: Path = FOLDER, overrides: list[str] = OVERRIDES, dry_run: boo
     the referee does not find again go (curate.min_agreement=0.8), and with budget=100 the hardest of the rest stay,
     and a random half.
     """
-    from synth.draw.command import run_curate
+    from synth.commands.curate import run_curate
 
-    held_out, rest = take(overrides, "data.held_out")
-    data, rest = _take_data(rest)
-    run_curate(folder, rest, data, held_out=held_out, dry_run=dry_run)
-
-
-def _join(labelled: PairSet, unlabelled: ImageSet | None) -> ImageSet | None:
-    from synth.core.pairs import ImageSet
-
-    if unlabelled is None:
-        return None
-    return ImageSet([*labelled.items, *unlabelled.items], labelled.info, where=unlabelled.where)
+    run_curate(folder, overrides or [], dry_run=dry_run)
 
 
 @app.command()
@@ -204,25 +86,9 @@ def layouts(overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
 
     Those that change shape (layout.grow_px=, layout.bend_px=, or layout.source=shape shape=DIR) have no image: labels.
     """
-    from synth.core.config import to_yaml
+    from synth.commands.layouts import run_layouts
 
-    data, rest = _take_data(overrides or [])
-    n, rest = take_number(rest, "n", 32)
-    seed, rest = take_number(rest, "seed", 0)
-    size, rest = take_number(rest, "size", 64)
-    out, rest = take(rest, "out")
-    shape_dir, rest = take(rest, "shape")
-    settings = _settings(None, rest)
-    if dry_run:
-        typer.echo(f"n: {n}\nseed: {seed}\nsize: {size}\nout: {out}\nshape: {shape_dir}\ndata:\n"
-                   + indent(to_yaml(data), "  ") + to_yaml(settings), nl=False)
-        return
-    from synth.draw.judges import load_shape
-    from synth.sketch import sketch
-
-    labelled, out = _load_labelled(data), Path(required(out, "out", "layouts.png"))
-    sketch(labelled, n=n, seed=seed, size=size, out=out, settings=settings,
-           shape=load_shape(shape_dir, labelled, size=size))
+    run_layouts(overrides or [], dry_run=dry_run)
 
 
 @app.command()
@@ -240,6 +106,7 @@ def audit(folder: str = typer.Argument(None, metavar="[DIR]", help="folder of a 
     synth audit --spectrum DIR data.labelled=DIR [data.unlabelled=DIR] [out=spectrum.png].
     """
     from synth.audit import run_drawn, run_seam
+    from synth.commands.data import take_data
 
     words = [word for word in (folder, *(overrides or [])) if word is not None]
     if spectrum is not None:
@@ -247,14 +114,14 @@ def audit(folder: str = typer.Argument(None, metavar="[DIR]", help="folder of a 
 
         if seam is not None:
             raise UserError("--seam and --spectrum", rule="they look at different things", repair="run one at a time")
-        data, rest = _take_data(words)
+        data, rest = take_data(words)
         run_spectrum(spectrum, data, rest, json_file=json_file, dry_run=dry_run)
         return
     if seam is None:
         given = {"--json": json_file is not None, "--dry-run": dry_run}
         run_drawn(words, seam_only=[option for option, there in given.items() if there])
         return
-    data, rest = _take_data(words)
+    data, rest = take_data(words)
     run_seam(seam, data, rest, json_file=json_file, dry_run=dry_run)
 
 

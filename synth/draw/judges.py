@@ -18,7 +18,7 @@ from synth.gates.gates import Predict
 from synth.layouts import ShapeModel
 
 if TYPE_CHECKING:
-    from synth.draw.run import DrawSettings
+    from synth.draw.settings import DrawSettings
 
 
 class Segmenter(Protocol):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 
+from synth.commands.data import load_labelled, take_data
 from synth.core.checks import UserError
+from synth.core.config import load_config, to_yaml
 from synth.core.pairs import PairSet
-from synth.core.shell import say
+from synth.core.shell import required, say, take, take_number
 from synth.draw import DrawSettings, draw, draw_layouts
+from synth.draw.judges import load_shape
 from synth.layouts import ShapeModel, learn_rules
 from synth.show import save_grid
 
@@ -39,3 +44,25 @@ def sketch(labelled: PairSet, *, n: int, seed: int, size: int, out: Path, settin
     for words in rules.words():
         say(f"rule: {words}")
     say(f"{out}: {len(made)} layouts; the pairs are in {folder}")
+
+
+def run_layouts(overrides: Sequence[str], *, dry_run: bool) -> None:
+    """Runs `synth layouts`.
+
+    Raises:
+        UserError: for unknown settings, and as `sketch`.
+    """
+    data, rest = take_data(overrides)
+    n, rest = take_number(rest, "n", 32)
+    seed, rest = take_number(rest, "seed", 0)
+    size, rest = take_number(rest, "size", 64)
+    out, rest = take(rest, "out")
+    shape_dir, rest = take(rest, "shape")
+    settings = load_config(DrawSettings, None, rest)
+    if dry_run:
+        say(f"n: {n}\nseed: {seed}\nsize: {size}\nout: {out}\nshape: {shape_dir}\ndata:\n"
+            + indent(to_yaml(data), "  ") + to_yaml(settings).rstrip())
+        return
+    labelled = load_labelled(data)
+    sketch(labelled, n=n, seed=seed, size=size, out=Path(required(out, "out", "layouts.png")), settings=settings,
+           shape=load_shape(shape_dir, labelled, size=size))

@@ -6,30 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from textwrap import indent
 
+from synth.commands.data import load_held_out, load_labelled, take_data
 from synth.core.config import load_config, to_yaml
-from synth.core.pairs import PairSet
 from synth.core.shell import required, say, take
-from synth.diffusion.settings import DataSettings
 from synth.draw.curated import SelectSettings, curate, side_of
 from synth.draw.judges import load_pair
-from synth.formats import load_pairs, read_shards
+from synth.formats import read_shards
 
 
-def load_held_out(folder: str | None, data: DataSettings, labelled: PairSet) -> PairSet | None:
-    """Returns the real pairs of `folder`, read like the labelled ones; None without a folder."""
-    if not folder:
-        return None
-    return load_pairs(folder, mask_map=data.mask_map, channels=labelled.info.channels, like=labelled.info)
-
-
-def run_curate(made: Path, overrides: Sequence[str], data: DataSettings, *, held_out: str | None,
-               dry_run: bool) -> None:
+def run_curate(made: Path, overrides: Sequence[str], *, dry_run: bool) -> None:
     """Runs `synth curate MADE`, and says how many pairs stay.
 
     Raises:
         UserError: for unknown settings, as `curate`, and if judge and referee are one and the same model.
     """
-    folders, rest = {}, list(overrides)
+    held_out, rest = take(overrides, "data.held_out")
+    data, rest = take_data(rest)
+    folders: dict[str, str | None] = {}
     for key in ("judge", "referee", "out"):
         folders[key], rest = take(rest, key)
     settings = load_config(SelectSettings, None, rest)
@@ -38,8 +31,7 @@ def run_curate(made: Path, overrides: Sequence[str], data: DataSettings, *, held
         say(f"{words}data:\n" + indent(f"held_out: {held_out}\n" + to_yaml(data), "  ") + to_yaml(settings).rstrip())
         return
     out = required(folders["out"], "out", "data/curated")
-    labelled = load_pairs(required(data.labelled, "data.labelled", "data/labelled"), mask_map=data.mask_map,
-                          channels=data.channels)
+    labelled = load_labelled(data)
     models = load_pair(folders["judge"], folders["referee"], size=side_of(read_shards(made)))
     names = tuple("" if one is None else one.content_hash() for one in models)
     found = curate(made, *(one and one.predict for one in models), labelled, out=out, models=names, config=settings,

@@ -1,0 +1,138 @@
+"""What every drawing goes through: checks, the claim on its folder, shards, and what is written when all is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from synth.card import RECOLOURED, dataset_card
+from synth.core.checks import UserError
+from synth.core.config import Settings
+from synth.core.files import claim_folder, sweep
+from synth.core.pairs import Arrays, Pair, PairSet
+from synth.core.rng import one_thread
+from synth.draw.curation import CurateSettings
+from synth.draw.hosts import Hosts, insert_pairs
+from synth.draw.modes import recolour_sources, repaint_sources
+from synth.draw.painters import Painter
+from synth.draw.settings import DrawSettings
+from synth.draw.shards import Origin, Plan, draw_shard, ledger_path, shard_is_whole, write_shards
+from synth.draw.sources import Sources, Window, rows_with_foreground, transform_pairs
+from synth.draw.supply import Supply
+from synth.formats import read_shards, shard_name, write_dataset_files
+from synth.gates import Gates
+from synth.generator import Generator, shows_source
+from synth.layouts import Shapes, learn_anatomy
+
+
+def check_request(n: int, labelled: Arrays) -> None:
+    """Raises before the folder is claimed what would stop the run after it."""
+    if n < 1:
+        raise UserError(f"n={n}", rule="there is nothing to draw", repair="write n=100")
+    rows_with_foreground(labelled)
+
+
+def check_fit(generator: Generator, arrays: Arrays, where: str) -> None:
+    info = arrays.info
+    if generator.channels != info.channels or generator.intensity_range != tuple(info.intensity_range):
+        raise UserError(where, rule=f"pairs of {info.channels} channel(s), range {info.intensity_range}, do not fit a "
+                        f"generator of {generator.channels} channel(s), range {generator.intensity_range}",
+                        repair="draw from the kind of data it was fitted on")
+
+
+def is_native(generator: Generator | None) -> bool:
+    """Returns whether `generator` was fitted on, and paints, images at their own resolution."""
+    return getattr(generator, "scale", "fit") == "native"
+
+
+def window_of(generator: Generator | None, settings: DrawSettings) -> Window | None:
+    """Returns what is painted of an image at native size; None = everything."""
+    if settings.window == "all" or not is_native(generator):
+        return None
+    return Window(grow_px=round(settings.window * generator.size), least_px=generator.size)
+
+
+def claim_draw(out: str | Path, kind: str, settings: Settings, identity: dict[str, object]) -> Path:
+    full = {"settings": settings.model_dump(mode="json"), **identity}
+    if getattr(settings, "curate", None) == CurateSettings():  # sets drawn before there were rules still resume
+        full["settings"].pop("curate")
+    return claim_folder(Path(out), kind=kind, identity=full)
+
+
+@dataclass(frozen=True)
+class Before:
+    """What becomes of labelled pairs before they are painted, beside their layout.
+
+    Attributes:
+        window: what is painted of images at native size. hosts: images that get the objects. shapes: draws new masks.
+        recolourer: changes the sources' amplitudes; repainter: their objects.
+    """
+
+    window: Window | None = None
+    hosts: Hosts | None = None
+    shapes: Shapes | None = None
+    recolourer: Generator | None = None
+    repainter: Generator | None = None
+
+
+def transform_of(origin: Origin, settings: DrawSettings, before: Before, *, seed: int
+               ) -> Callable[[Sequence[str]], Sources]:
+    """Returns what turns keys of candidates into the sources that are painted."""
+    rows, layout, hosts = rows_with_foreground(origin.labelled), settings.layout, before.hosts
+    anatomy = learn_anatomy(hosts.donors if hosts else origin.labelled, layout)
+
+    def transform(keys: Sequence[str]) -> Sources:
+        if hosts is not None:
+            sources = insert_pairs(hosts, keys, seed=seed, layout=layout, anatomy=anatomy, shapes=before.shapes)
+        else:
+            sources = transform_pairs(origin.labelled, keys, rows=rows, seed=seed, layout=layout, anatomy=anatomy,
+                                      window=before.window, shapes=before.shapes)
+        if before.recolourer is not None:
+            sources = recolour_sources(sources, before.recolourer, share=settings.appearance_share)
+        if before.repainter is not None:
+            sources = repaint_sources(sources, before.repainter, share=settings.repaint_share)
+        return sources
+
+    return transform
+
+
+def run_draw(out: Path, painter: Painter, *, origin: Origin, gates: Gates | None, settings: DrawSettings, n: int,  # noqa: PLR0913
+         seed: int, supply: Supply | None = None, before: Before | None = None) -> PairSet | None:
+    transform = transform_of(origin, settings, before or Before(), seed=seed)
+    batch_size = 1 if origin.labelled.is_native else settings.batch_size  # at native size no two pairs need be alike
+    plan = Plan(n, settings.shard_size, batch_size, settings.max_tries,
+                oversample=settings.supply.oversample if supply else 1.0)
+
+    def draw_one(shard: int) -> tuple[list[Pair], list[Pair]]:
+        return draw_shard(shard, plan, painter=painter, gates=gates, origin=origin, supply=supply, seed=seed,
+                          transform=transform)
+
+    with one_thread():  # else files would depend on how many processes share the cores
+        write_shards(out, plan, draw_one)
+    if not all(shard_is_whole(out, i) for i in range(plan.n_shards)):
+        return None  # another process is still at work; whoever ends last writes the card
+    return _finish(out, plan, origin)
+
+
+def _finish(out: Path, plan: Plan, origin: Origin) -> PairSet:
+    entries = [json.loads(ledger_path(out, i).read_text(encoding="utf-8")) for i in range(plan.n_shards)]
+    n_kept, n_rejected = (sum(e[k] for e in entries) for k in ("n_kept", "n_rejected"))
+    with FileLock(out / ".finish.lock"):
+        sweep(out)  # all shards are whole: nobody is writing any more
+        write_dataset_files(out, origin.labelled.info, dataset_card(
+            n_kept=n_kept, n_rejected=n_rejected, n_asked=plan.n, classes=origin.labelled.info.classes,
+            generator=origin.generator, settings=origin.settings, groups=origin.labelled.groups + origin.host_groups,
+            note=RECOLOURED if shows_source(json.loads(origin.settings)) else ""))
+        if n_rejected == 0:  # a split without a single row cannot be opened
+            for i in range(plan.n_shards):
+                (out / shard_name("rejected", i, plan.n_shards)).unlink(missing_ok=True)
+    if n_kept == 0:
+        raise UserError(str(out), rule=f"none of {n_rejected} drawn pairs passed the gates; see the rejected split",
+                        repair="train the generator or the judge longer, or loosen the gate that the reasons name")
+    return read_shards(out)
+
+
