@@ -171,10 +171,16 @@ class Bench:
         return sum(json.loads(p.read_text(encoding="utf-8"))["seconds"] for p in done if p.exists())
 
     def drawing(self, kind: str) -> dict[str, JsonValue]:
-        """Returns the draw settings of one kind of pairs: supply and curation are for generators' pairs, where they are
-        on at all."""
+        """Returns the draw settings of one kind of pairs.
+
+        Supply and curation are for generators' pairs, where they are on at all; labels change shape (layout.grow_px,
+        layout.bend_px) for translators alone, as all others show pixels that would not follow.
+        """
         mine = {"supply": kind in ENGINES and self.supplied, "curate": kind in ENGINES and self.curated}
-        return {k: v for k, v in self.settings.draw.items() if mine.get(k, True)}
+        drawn = {k: v for k, v in self.settings.draw.items() if mine.get(k, True)}
+        if kind != "translate":
+            drawn["layout"] = {**drawn["layout"], "grow_px": 0.0, "bend_px": 0.0}
+        return drawn
 
     def made_folder(self, kind: str, draw: LabelDraw) -> Path:
         """Returns where the synthetic pairs of a label draw lie."""

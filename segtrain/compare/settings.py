@@ -118,6 +118,9 @@ def load_settings(config: str | Path | CompareSettings | dict | None, overrides:
     partner = partner_of(ModelSettings(**judge)).model_dump(mode="json")
     referee = _spell_out("referee", settings.referee or partner, beside=beside, model=ModelSettings)
     _check_referee(parts["draw"], judge, referee)
+    if parts["draw"]["layout"]["source"] == "shape":
+        raise UserError("draw.layout.source=shape", rule="a comparison fits no shape model", repair="write transform, "
+                        "with layout.grow_px and layout.bend_px for translators")
     return settings.model_copy(update={**parts, "referee": referee})
 
 

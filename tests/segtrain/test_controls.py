@@ -12,6 +12,8 @@ from phantom import make_phantom
 import segtrain
 from segtrain.compare.arms import ENGINES, arm_named, choose_arms, engines_of
 from segtrain.compare.making import shuffle_masks
+from segtrain.compare.prepare import prepare
+from segtrain.compare.runs import Bench
 from segtrain.compare.settings import load_settings
 from segtrain.report import Report
 from synth.core.checks import UserError
@@ -182,3 +184,19 @@ def test_the_referee_is_another_architecture() -> None:
         load_settings({**alike, "draw": {"supply": {"oversample": 2}}})
     same = {"segment": {"model": {"name": "unet"}}, "draw": {"supply": {"oversample": 2}}}
     assert load_settings({**same, "referee": {"name": "unet", "encoder": "mobilenet_v2"}}).referee["name"] == "unet"
+
+
+def test_labels_change_shape_for_translators_alone(tmp_path: Path) -> None:
+    """The others show pixels that would not follow; their pairs are those of a comparison without such settings."""
+    free = {**SETTINGS, "arms": ["real", "real+affine"], "draw": {**SETTINGS["draw"], "layout": {"grow_px": 3.0}}}
+    settings = load_settings(free)
+    bench = Bench(settings, prepare(settings, pairs(), None, None), tmp_path)
+    grown = {kind: bench.drawing(kind)["layout"]["grow_px"] for kind in ("translate", "inpaint", "copypaste", "affine")}
+    assert grown == {"translate": 3.0, "inpaint": 0.0, "copypaste": 0.0, "affine": 0.0}
+    plain = load_settings({**SETTINGS, "arms": ["real", "real+affine"]})
+    assert Bench(plain, bench.parts, tmp_path).drawing("affine") == bench.drawing("affine")
+
+
+def test_a_comparison_has_no_shape_model() -> None:
+    with pytest.raises(UserError, match="fits no shape model"):
+        load_settings({**SETTINGS, "draw": {"layout": {"source": "shape"}}})
