@@ -106,7 +106,8 @@ class Bench:
         from synth.fit import fit
 
         own = self._own_draw(engine, draw)
-        return fit(getattr(self.settings, engine), self.parts.labelled_of(own), self.parts.unlabelled_of(own),
+        pile = self.parts.unlabelled_of(own) if engine == "inpaint" else None  # a translator learns from pairs alone
+        return fit(getattr(self.settings, engine), self.parts.labelled_of(own), pile,
                    out=self.generator_folder(engine, draw), overrides=(f"size={self.settings.size}",))
 
     def generators_due(self, arms: Sequence[Arm]) -> bool:
