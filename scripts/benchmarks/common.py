@@ -42,7 +42,8 @@ QUICK = (
     "draws=1", "resamples=999", "synthetic.n=16", "segment.loop.steps=40", "inpaint.autoencoder.kind=pixels",
     "inpaint.autoencoder.patch=4", "inpaint.denoiser.widths=[32,64]", "inpaint.denoiser.attention=[false,true]",
     "inpaint.denoiser.n_views=1", "inpaint.denoiser.loop.steps=60", "inpaint.sampler.n_steps=10",
-    "inpaint.sampler.jump_repeats=1")
+    "inpaint.sampler.jump_repeats=1", "translate.translator.widths=[8,16,16]",
+    "translate.discriminator.widths=[8,16,16]", "translate.loop.steps=30")
 """Overrides of configs/tiny/compare.yaml under --quick: the same code on budgets that prove wiring and no more."""
 
 

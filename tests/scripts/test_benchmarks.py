@@ -26,6 +26,7 @@ BENCHMARKS = Path(__file__).parents[2] / "scripts" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import common  # noqa: E402
+import engines  # noqa: E402
 import painting  # noqa: E402
 import scale  # noqa: E402
 import spectral  # noqa: E402
@@ -228,6 +229,13 @@ def test_the_numpy_loop_is_our_fda_without_a_margin() -> None:
     assert np.allclose(ours, np.stack(theirs), atol=1e-4)
 
 
+def test_a_ratio_of_dice_is_resampled_by_group_on_both_sides() -> None:
+    made = engines.Scores(np.array([0.4, 0.4, 0.8]), ("a", "a", "b"))
+    real = engines.Scores(np.array([0.8, 0.8]), ("c", "d"))
+    row = engines.ratio_of("r", made, real)
+    assert row.value == pytest.approx(1.6 / 3 / 0.8) and (row.lo, row.hi) == pytest.approx((0.5, 1.0))
+
+
 # End to end -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
@@ -241,7 +249,11 @@ def test_the_numpy_loop_is_our_fda_without_a_margin() -> None:
      ("s_per_pair/8", "rss_mb/16", "ratio/two_processes", "changed_kept_pixels/16", "audit_faults/16")),
     ("utility", (), tuple(f"dice_diff/phantom/{pair}" for pair in (
         "real+copypaste-real", "real+inpaint-real", "real+inpaint-real+copypaste",
-        "real+inpaint_shuffled-real+inpaint", "real+roundtrip-real"))),
+        "real+inpaint_shuffled-real+inpaint", "real+roundtrip-real", "real+translate-real+affine",
+        "real+inpaint+translate-real"))),
+    ("engines", ("--labels", "8", "--n", "4"),
+     ("dice_real/phantom", "faithfulness/phantom/inpaint", "shuffled/phantom/translate",
+      "ratio/translate_cost_over_inpaint/phantom")),
     ("where_it_helps", ("--only", "share-0.1"), ("dice_diff/phantom/share-0.1",)),
     ("schedules", ("--samplers", "ddim,heun"), ("faithfulness/heun-4", "seam_auc/ddim-2", "seconds/ddim-4")),
     ("training", (), ("ratio/supervised_over_bare", "ratio/fixmatch_ema_over_bare", "data_wait_share/fixmatch_ema",
