@@ -17,6 +17,7 @@ _HOMES = {
     "Generator": "synth.generator", "InpaintPipeline": "synth.diffusion.inpaint",
     "SpectralPipeline": "synth.appearance.pipeline",
     "TranslatePipeline": "synth.gan.translate",
+    "AppearancePipeline": "synth.gan.restyle.pipeline", "translate_images": "synth.draw",
     "Pair": "synth.core.pairs", "PairSet": "synth.core.pairs", "ImageSet": "synth.core.pairs",
     "UserError": "synth.core.checks",
 }

@@ -15,12 +15,14 @@ from synth.core.pairs import ImageSet, PairSet
 from synth.diffusion.fit import fit_inpaint, load_pipeline
 from synth.diffusion.settings import InpaintSettings
 from synth.gan.fit import fit_translate, load_translator
+from synth.gan.restyle.fit import fit_appearance, load_appearance
+from synth.gan.restyle.settings import AppearanceSettings
 from synth.gan.settings import TranslateSettings
 from synth.generator import Generator
 from synth.layouts.shape import ShapeModel
 from synth.layouts.shape.fit import ShapeSettings, fit_shape
 
-FitSettings = InpaintSettings | TranslateSettings | SpectralSettings | ShapeSettings
+FitSettings = InpaintSettings | TranslateSettings | SpectralSettings | AppearanceSettings | ShapeSettings
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ KINDS: dict[str, Kind] = {
     "translate": Kind(TranslateSettings, fit_translate),
     "spectral": Kind(SpectralSettings, fit_spectral),
     "shape": Kind(ShapeSettings, fit_shape),
+    "appearance": Kind(AppearanceSettings, fit_appearance),
 }
 """By the word that the settings have as `kind`."""
 
@@ -43,6 +46,7 @@ ENGINES: dict[str, Callable[[Path], Generator]] = {
     "InpaintPipeline": load_pipeline,
     "TranslatePipeline": load_translator,
     "SpectralPipeline": load_spectral,
+    "AppearancePipeline": load_appearance,
 }
 """How to load a pipeline, by the class name that its model_index.json carries."""
 

@@ -90,6 +90,7 @@ class Item:
 
     Attributes:
         spacing: height and width of its pixels, mm, where known. weight: what it counts in training.
+        domain: site, scanner or stain, where known.
     """
 
     id: str
@@ -99,6 +100,7 @@ class Item:
     made: Provenance | None = None
     spacing: tuple[float, float] | None = None
     weight: float = 1.0
+    domain: str | None = None
 
 
 class Rows(Sequence[np.ndarray]):

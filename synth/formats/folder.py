@@ -1,4 +1,4 @@
-"""The people's layout: images/NAME.(png|jpg|...), masks/NAME.png, groups.csv, dataset.json; or just image files."""
+"""The people's layout: images/NAME.(png|jpg|...), masks/NAME.png, *.csv, dataset.json; or just image files."""
 
 from __future__ import annotations
 
@@ -45,8 +45,10 @@ def folder_sources(root: Path, options: Options) -> list[Source]:
     masks = _mask_files(root, images) if options.labelled else {}
     ids = [p.stem for p in images]
     groups, spacings, weights = _read_groups(root, ids), _read_spacings(root, ids), _read_weights(root, ids)
+    domains = _read_domains(root, ids)
     items = [Item(p.stem, groups.get(p.stem, p.stem), partial(read_files, p, masks.get(p.stem), options),
-                  spacing=spacings.get(p.stem), weight=weights.get(p.stem, 1.0)) for p in images]
+                  spacing=spacings.get(p.stem), weight=weights.get(p.stem, 1.0),
+                  domain=domains.get(p.stem)) for p in images]
     return [Source(item, str(p), str(masks.get(p.stem, ""))) for item, p in zip(items, images, strict=True)]
 
 
@@ -72,8 +74,13 @@ def _mask_files(root: Path, images: list[Path]) -> dict[str, Path]:
     return masks
 
 
-def _read_table(path: Path, columns: tuple[str, ...], ids: list[str]) -> dict[str, tuple[str, ...]]:
-    """Returns the values of `columns` for each image that the CSV file names; nothing if there is no such file."""
+def _read_table(path: Path, columns: tuple[str, ...], ids: list[str], *,
+                is_whole: bool = True) -> dict[str, tuple[str, ...]]:
+    """Returns the values of `columns` for each image that the CSV file names; nothing if there is no such file.
+
+    Args:
+        is_whole: whether it must name these images, each of them and no others.
+    """
     if not path.is_file():
         return {}
     header = ",".join(("name", *columns))
@@ -86,6 +93,8 @@ def _read_table(path: Path, columns: tuple[str, ...], ids: list[str]) -> dict[st
     table = dict(rows)
     unknown, missing = sorted(set(table) - set(ids)), sorted(set(ids) - set(table))
     empty = [name for name, values in rows if not all(values)]
+    if not is_whole:
+        unknown = missing = []
     for names, rule in ((unknown, f"{path.name} names it, but no such image is there"),
                         (missing, f"the image is not in {path.name}, so its {columns[0]} is unknown"),
                         (empty, f"its {columns[0]} is empty")):
@@ -98,6 +107,12 @@ def _read_table(path: Path, columns: tuple[str, ...], ids: list[str]) -> dict[st
 
 def _read_groups(root: Path, ids: list[str]) -> dict[str, str]:
     return {name: group for name, (group,) in _read_table(root / "groups.csv", ("group",), ids).items()}
+
+
+def _read_domains(root: Path, ids: list[str]) -> dict[str, str]:
+    """Returns the domain of the images in domains.csv, which may serve several folders and leave images out."""
+    table = _read_table(root / "domains.csv", ("domain",), ids, is_whole=False)
+    return {name: domain for name, (domain,) in table.items()}
 
 
 def _read_spacings(root: Path, ids: list[str]) -> dict[str, tuple[float, float]]:

@@ -58,7 +58,7 @@ def write_imagefolder(pairs: ImageSet, out: Path, *, card: str = "") -> None:
 
 
 def write_folder(pairs: ImageSet, out: Path) -> None:
-    """Writes images/, masks/ (if there are any), groups.csv, weights.csv (if any) and dataset.json: all or nothing.
+    """Writes images/, masks/ (if any), groups.csv, weights.csv, domains.csv (if any), dataset.json: all or nothing.
 
     Raises:
         UserError: if `out` exists and is not empty, an id cannot be a file name, or the device is full.
@@ -67,10 +67,12 @@ def write_folder(pairs: ImageSet, out: Path) -> None:
         with (folder / "groups.csv").open("w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle, lineterminator="\n")
             writer.writerows([("name", "group"), *((pair.id, pair.group) for pair in written)])
-        if pairs.weights:
-            with (folder / "weights.csv").open("w", newline="", encoding="utf-8") as handle:
-                writer = csv.writer(handle, lineterminator="\n")
-                writer.writerows([("name", "weight"), *((item.id, item.weight) for item in pairs.items)])
+        tables = {"weight": [(i.id, i.weight) for i in pairs.items] if pairs.weights else [],
+                  "domain": [(i.id, i.domain) for i in pairs.items if i.domain is not None]}
+        for column, rows in tables.items():
+            if rows:
+                with (folder / f"{column}s.csv").open("w", newline="", encoding="utf-8") as handle:
+                    csv.writer(handle, lineterminator="\n").writerows([("name", column), *rows])
 
     _write_whole(pairs, Path(out), finish)
 

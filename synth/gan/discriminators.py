@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 
 class PatchDiscriminator(nn.Module):
-    """The 70 x 70 PatchGAN (Isola et al. 2017, 6.1.2) on image and condition together, with instance norm.
+    """The 70 x 70 PatchGAN (Isola et al. 2017, 6.1.2) on image and condition together.
 
     Args:
         channels: of the image and the condition together.
+        norm: instance norm takes away how bright and coloured an image is; where that is judged, "spectral" norm.
+        n_out: maps of logits, one for each style that is judged.
     """
 
-    def __init__(self, channels: int, *, width: int) -> None:
+    def __init__(self, channels: int, *, width: int, norm: Literal["instance", "spectral"] = "instance",
+                 n_out: int = 1) -> None:
         super().__init__()
         widths = (channels, width, 2 * width, 4 * width, 8 * width)
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
             layers += [nn.Conv2d(before, after, 4, stride=2 if i < 3 else 1, padding=1),
                        nn.Identity() if i == 0 else nn.InstanceNorm2d(after, affine=True), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(8 * width, 1, 4, padding=1))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(8 * width, n_out, 4, padding=1))
+        if norm == "spectral":
+            layers = [spectral_norm(m) if isinstance(m, nn.Conv2d) else m for m in self.layers
+                      if not isinstance(m, nn.InstanceNorm2d)]
+            self.layers = nn.Sequential(*layers)
 
     def forward(self, seen: torch.Tensor) -> torch.Tensor:
-        """Returns logits (B, 1, h, w), high = real, of image and condition together (B, C, H, W), 32 px or more."""
+        """Returns logits (B, n_out, h, w), high = real, of image and condition (B, C, H, W), 32 px or more."""
         return self.layers(seen)
 
 

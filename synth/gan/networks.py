@@ -42,7 +42,9 @@ class MapNorm(nn.Module):
         return F.instance_norm(x) * (1 + gain) + bias
 
 
-class _Down(nn.Module):
+class Down(nn.Module):
+    """A convolution to half the resolution, modulated by a code."""
+
     def __init__(self, before: int, after: int, n_code: int) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(before, after, 4, stride=2, padding=1), CodeNorm(after, n_code)
@@ -52,7 +54,9 @@ class _Down(nn.Module):
         return F.leaky_relu(self.norm(self.conv(x), code), 0.2)
 
 
-class _Up(nn.Module):
+class Up(nn.Module):
+    """A convolution at twice the resolution, modulated by a code."""
+
     def __init__(self, before: int, after: int, n_code: int) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(before, after, 3, padding=1), CodeNorm(after, n_code)
@@ -75,9 +79,9 @@ class UNetTranslator(ModelMixin, ConfigMixin):
                  widths: tuple[int, ...] = (32, 64, 128, 128, 128)) -> None:
         super().__init__()
         self.first = nn.Conv2d(n_told, widths[0], 3, padding=1)
-        self.down = nn.ModuleList([_Down(a, b, n_code) for a, b in zip(widths, widths[1:], strict=False)])
+        self.down = nn.ModuleList([Down(a, b, n_code) for a, b in zip(widths, widths[1:], strict=False)])
         inner = list(reversed(widths))
-        self.up = nn.ModuleList([_Up(a if i == 0 else 2 * a, b, n_code)
+        self.up = nn.ModuleList([Up(a if i == 0 else 2 * a, b, n_code)
                                  for i, (a, b) in enumerate(zip(inner, inner[1:], strict=False))])
         self.last = nn.Conv2d(2 * widths[0], channels, 3, padding=1)
 

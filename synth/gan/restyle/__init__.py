@@ -1,0 +1,1 @@
+"""Appearance translation: the same content as another site, scanner or stain shows it; one network for all styles."""
