@@ -30,10 +30,10 @@ anonymous, and must be handled like the images it came from. `synth export --wit
 a group.
 """
 
-RECOLOURED = """Nothing here was painted: each image is a real training image with other amplitudes, and its mask is the
-one that came with it. So no picture is new: its correlation with the training images is noted and not judged, and these
-pairs add appearances to a training set, no anatomy. The gates that apply are the judge's faithfulness and, where asked
-for, the spectrum.
+RECOLOURED = """Nothing here was painted: each image is a real training image in another appearance, and its mask is
+the one that came with it. So no picture is new: its correlation with the training images is noted and not judged, and
+these pairs add appearances to a training set, no anatomy. The gates that apply are the judge's faithfulness and, where
+asked for, the spectrum.
 
 """
 """What the card of a set says whose generator changes amplitudes alone."""

@@ -1,4 +1,4 @@
-"""The command `synth`: fit | layouts | draw | curate | audit | export | import | merge-labels | show.
+"""The command `synth`: fit | translate | layouts | draw | curate | audit | export | import | merge-labels | show.
 
 Heavy imports wait in the commands.
 """
@@ -52,9 +52,10 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
     Without judge= only novelty rejects. judge=DIR referee=DIR supply.oversample=4 draws four times as many and keeps
     those that are hard for the judge and true to their mask for the referee, and a random half. preset=fast and
     sampler.n_steps=8 change how this run paints, sampler.mode=object what. data.hosts=DIR judge=DIR paints objects
-    into real images that show none. appearance=DIR (a generator of kind spectral) changes the amplitudes of sources
-    before they are painted. gates.spectrum=reject rejects what leaves the real spectrum. shape=DIR (of kind shape)
-    rejects implausible layouts and, with layout.source=shape, draws new ones for a generator that keeps nothing.
+    into real images that show none. appearance=DIR (a generator of kind spectral or appearance) changes the
+    appearance of sources before they are painted; sampler.style=NAME gives all pairs one style.
+    gates.spectrum=reject rejects what leaves the real spectrum. shape=DIR (of kind shape) rejects implausible layouts
+    and, with layout.source=shape, draws new ones for a generator that keeps nothing.
     curate.ignore=1.25 curate.min_agreement=0.8 [data.held_out=DIR] are the rules of synth curate while drawing.
     --no-paint writes what every kept pixel must equal; it takes size= in the place of generator=.
     """
@@ -78,6 +79,21 @@ def curate(folder: Path = FOLDER, overrides: list[str] = OVERRIDES, dry_run: boo
     from synth.commands.curate import run_curate
 
     run_curate(folder, overrides or [], dry_run=dry_run)
+
+
+@app.command()
+def translate(generator: Path = typer.Argument(..., help="folder of a generator of kind appearance or spectral"),
+              overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
+    """Show real unlabelled images in other styles: synth translate GENERATOR data.unlabelled=DIR out=DIR [style=NAME].
+
+    Writes n=1 translation of each and, but for originals=false, the images themselves: a folder for data.unlabelled= of
+    segtrain. An image and its translations share a group.
+    """
+    from synth.draw.translated import run_translate
+    from synth.fit import load_generator
+
+    data, rest = _take_data(overrides or [])
+    run_translate(load_generator(generator), rest, data, dry_run=dry_run)
 
 
 @app.command()

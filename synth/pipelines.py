@@ -67,6 +67,17 @@ def weights_hash(net: nn.Module) -> str:
     return sha256(b"".join(v.detach().cpu().contiguous().numpy().tobytes() for v in net.state_dict().values()))
 
 
+def aligned(net: nn.Module) -> nn.Module:
+    """Returns `net`, its weights moved to memory of their own.
+
+    Those of a loaded file lie at any address in it, and a product of few rows rounds otherwise there: without this a
+    loaded network differs from the saved one in the last bit.
+    """
+    for parameter in net.parameters():
+        parameter.data = parameter.data.clone()
+    return net
+
+
 def save_pipeline(pipeline: DiffusionPipeline, out: Path) -> None:
     """Moves the saved pipeline into `out`, its index last: a folder with an index is a whole pipeline."""
     staging = out / ".pipeline"

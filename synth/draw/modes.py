@@ -8,12 +8,13 @@ from dataclasses import replace
 from pydantic import JsonValue
 
 from synth.core.checks import UserError
-from synth.core.config import load_config
+from synth.core.config import Settings, load_config
 from synth.core.pairs import Arrays
 from synth.core.rng import derive_seed, sample_rng, uniform
 from synth.diffusion.settings import PRESETS, SamplerSettings
 from synth.draw.painters import painted_pixels
 from synth.draw.sources import Sources, note_in_layout
+from synth.gan.restyle.settings import StyleSettings
 from synth.generator import Generator, shows_source
 from synth.layouts import LayoutSettings
 
@@ -21,11 +22,15 @@ from synth.layouts import LayoutSettings
 def sampler_changes(preset: str | None, overrides: Sequence[str] = ()) -> dict[str, JsonValue]:
     """Returns the sampler settings that a preset and then key=value `overrides` name, checked, and no others.
 
+    They are an inpainter's, or `style`, which generators of kind appearance have.
+
     Raises:
         UserError: for an unknown preset, key or value.
     """
     if preset is not None and preset not in PRESETS:
         raise UserError(f"preset={preset}", rule="no such preset", repair=f"take one of {', '.join(PRESETS)}")
+    if preset is None and overrides and all(o.startswith("style=") for o in overrides):
+        return load_config(StyleSettings, {}, overrides).model_dump(mode="json")
     named = load_config(SamplerSettings, dict(PRESETS[preset]) if preset else {}, overrides)
     return named.model_dump(mode="json", exclude_unset=True)
 
@@ -39,11 +44,12 @@ def with_changes(generator: Generator, changes: Mapping[str, JsonValue]) -> Gene
     if not changes:
         return generator
     own = getattr(generator, "sampler", None)
-    if not isinstance(own, SamplerSettings):
+    if not isinstance(own, Settings) or not set(changes) <= set(type(own).model_fields):
         raise UserError(f"{type(generator).__name__}: {', '.join(f'{k}={v}' for k, v in changes.items())}",
-                        rule="this generator has no sampler to set", repair="take an inpainting generator, for objects "
-                        "one fitted with denoiser.labels=true")
-    return generator.with_sampler(load_config(SamplerSettings, {**own.model_dump(mode="json"), **changes}))
+                        rule="this generator has no sampler to set" if own is None else "this generator has no "
+                        "such setting", repair="take an inpainting generator, for objects one fitted with "
+                        "denoiser.labels=true, for style= one of kind appearance")
+    return generator.with_sampler(load_config(type(own), {**own.model_dump(mode="json"), **changes}))
 
 
 def repainter_of(generator: Generator | None, share: float) -> Generator | None:
@@ -108,7 +114,7 @@ def check_recolourer(recolourer: Generator, arrays: Arrays, *, size: int) -> Non
     """Returns nothing; raises UserError if `recolourer` cannot change the appearance of sources at `size` px."""
     if not shows_source(recolourer.sampler_settings()):
         raise UserError(f"appearance={type(recolourer).__name__}", rule="it paints, so what it changes would no longer "
-                        "fit the labels", repair="give a generator of kind spectral")
+                        "fit the labels", repair="give a generator of kind spectral or appearance")
     info = arrays.info
     alike = (recolourer.channels, recolourer.intensity_range) == (info.channels, tuple(info.intensity_range))
     if arrays.is_native or not alike or recolourer.size != size:

@@ -66,7 +66,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
         hosts: real images without masks. Objects of the labelled pairs' shapes are painted into those on which the
             gates' judge sees none (mode "object", whatever the generator's own); all around them stays the host's.
         shape: draws the layouts, where `layout.source` is "shape".
-        appearance: a spectral generator that changes the amplitudes of the sources before they are painted, of the
+        appearance: a generator of kind spectral or appearance that sources go through before they are painted, of the
             share `appearance_share`; None leaves them as they are.
 
     Raises:

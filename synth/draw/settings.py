@@ -17,7 +17,8 @@ class DrawSettings(Settings):
     """How pairs are drawn.
 
     Attributes:
-        layout: of a generator that shows its source in another appearance (kind spectral), mirroring alone is done.
+        layout: of a generator that shows its source in another appearance (kinds spectral and appearance), mirroring
+            alone is done.
         shard_size: kept pairs per file. batch_size: candidates painted together, fixed so that files are identical
             for any number of processes. max_tries: candidates per wanted pair before a shard gives up.
         supply: how many pairs have to pass the gates for each one that is kept, and which are.

@@ -22,8 +22,9 @@ def load_pairs(path: str | Path, *, mask_map: str | Mapping[int, int] | None = N
                split: str | None = None, like: DataInfo | None = None) -> PairSet:
     """Returns the image-mask pairs of a folder; each is read and checked once here, and again when asked for.
 
-    The folder holds images/, masks/ (NAME.png) and perhaps groups.csv, spacing.csv, domains.csv and dataset.json; or metadata.jsonl
-    with file_name and mask_file_name; or parquet shards in data/. Without groups every image is its own group.
+    The folder holds images/, masks/ (NAME.png) and perhaps groups.csv, spacing.csv, domains.csv and dataset.json; or
+    metadata.jsonl with file_name and mask_file_name; or parquet shards in data/. Without groups every image is its own
+    group.
 
     Args:
         path: the folder. mask_map: class index of each mask value, such as '0:0,255:1'; None takes them as they are.

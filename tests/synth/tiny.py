@@ -22,6 +22,9 @@ from synth.diffusion.denoiser import build_denoiser, build_scheduler
 from synth.diffusion.inpaint import InpaintPipeline
 from synth.diffusion.settings import AutoencoderSettings, DenoiserSettings, SamplerSettings
 from synth.gan.recipe import build_translator
+from synth.gan.restyle.looks import N_BANDS
+from synth.gan.restyle.network import StyleTranslator
+from synth.gan.restyle.pipeline import AppearancePipeline
 from synth.gan.settings import TranslateSettings
 from synth.gan.translate import TranslatePipeline
 from synth.gates import Gates, default_gates
@@ -74,6 +77,30 @@ def tiny_translator(model: str, *, channels: int = 1, value_range: tuple[float, 
     settings = load_config(TranslateSettings, {**TRANSLATE, "model": model})
     net = build_translator(settings, channels=channels, n_classes=3)
     pipeline = TranslatePipeline(net.eval(), 3, model, unit_low=float(value_range[0]), unit_high=float(value_range[1]))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+APPEARANCE = {
+    "kind": "appearance", "size": 32, "batch_size": 4,
+    "translator": {"widths": [8, 16], "n_blocks": 1, "n_code": 4},
+    "discriminator": {"width": 4}, "coach": {"widths": [8, 16]},
+    "health": {"min_moved": -99},
+    "loop": {"steps": 6, "log_every": 2, "checkpoint_every": 2},
+}
+"""Settings of a fit of appearances that takes a second, and whose health is not looked at."""
+
+
+def tiny_appearance(*, channels: int = 1, value_range: tuple[float, float] = (0, 255),
+                    n_styles: int = 3) -> AppearancePipeline:
+    """Returns an untrained translator of appearances at 32 px, equal for equal arguments."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = StyleTranslator(channels, 32, n_styles, 8, (8, 16), 1, 0.2)
+    n = 2 * channels + N_BANDS
+    pipeline = AppearancePipeline(net.eval(), [f"site {k}" for k in range(n_styles)],
+                                  [[float(k)] * n for k in range(n_styles)], [1.0] * n,
+                                  unit_low=float(value_range[0]), unit_high=float(value_range[1]))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

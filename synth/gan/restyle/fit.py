@@ -125,7 +125,7 @@ def _train_pipeline(settings: AppearanceSettings, training: _Training, labelled:
     recipe = RestyleRecipe(nets, settings, known=pool.known)
     train(recipe, restyle_batches(pool, settings), out / "appearance_run", settings.loop, label="appearance")
     low, high = info.intensity_range
-    pipeline = AppearancePipeline(recipe.averages["translator"].net.cpu(), pool.styles.names,
+    pipeline = AppearancePipeline(recipe.averages["translator"].net.cpu(), list(pool.styles.names),
                                   pool.styles.centres.tolist(), pool.styles.scale.tolist(), unit_low=low,
                                   unit_high=high)
     health = measure_restyle(pipeline, recipe.nets["coach"], pool, training.aside, ids=training.ids)

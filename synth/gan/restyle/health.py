@@ -129,8 +129,8 @@ def enforce_restyle(health: RestyleHealth, limits: RestyleHealthSettings) -> Non
                         "style")
     real, translated = health.coach_dice, health.coach_dice_translated
     if real and translated is not None and translated < limits.min_mask_kept * real:
-        log.warning("coach_dice_translated=%.2g: on real pairs held aside the coach's Dice is %.2g; labels may not hold "
-                    "after translation. Repair: raise loss.edges and loss.mask, or train longer; draw with a judge.",
+        log.warning("coach_dice_translated=%.2g: on real pairs held aside the coach's Dice is %.2g; labels may not "
+                    "hold after translation. Repair: raise loss.edges and loss.mask, train longer, draw with a judge.",
                     translated, real)
 
 

@@ -72,9 +72,9 @@ def find_styles(looks: torch.Tensor, domains: Sequence[str | None], settings: St
     with_domain = [d is not None for d in domains]
     clustered = settings.by == "clusters" or (settings.by == "auto" and not any(with_domain))
     if not clustered and not all(with_domain):
-        raise UserError(f"image {ids[with_domain.index(False)]}", rule=f"{with_domain.count(False)} of {len(ids)} images "
-                        "have no domain", repair="list them in the domains.csv (name,domain) of their folder, or take "
-                        "styles.by=clusters")
+        raise UserError(f"image {ids[with_domain.index(False)]}", rule=f"{with_domain.count(False)} of {len(ids)} "
+                        "images have no domain", repair="list them in the domains.csv (name,domain) of their folder, "
+                        "or take styles.by=clusters")
     scale = looks.std(0).clamp(min=1e-3)
     if clustered:
         names, of_image = _clusters(looks / scale, settings.n_clusters, seed=seed, brightness=looks[:, 0])
@@ -112,5 +112,5 @@ def _check_counts(names: Sequence[str], of_image: torch.Tensor, least: int, *, c
     for name, n in zip(names, counts, strict=True):
         if n < least:
             raise UserError(f"style {name}", rule=f"it has {n} training image(s), fewer than styles.least={least}",
-                            repair="lower styles.n_clusters" if clustered else "give more of its images, or give it the "
-                            "name of a like domain in domains.csv")
+                            repair="lower styles.n_clusters" if clustered else "give more of its images, or give it "
+                            "the name of a like domain in domains.csv")

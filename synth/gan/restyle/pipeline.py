@@ -15,7 +15,7 @@ from synth.gan.restyle.looks import look_distance, look_of
 from synth.gan.restyle.network import StyleTranslator
 from synth.gan.restyle.settings import StyleSettings
 from synth.generator import Generator, check_request
-from synth.pipelines import DrawnOutput, draw_seeds, own_config, unit_to_output, weights_hash
+from synth.pipelines import DrawnOutput, aligned, draw_seeds, own_config, unit_to_output, weights_hash
 
 
 class AppearancePipeline(DiffusionPipeline, Generator):
@@ -31,11 +31,11 @@ class AppearancePipeline(DiffusionPipeline, Generator):
     model_cpu_offload_seq = "translator"
     kind = "appearance"
 
-    def __init__(self, translator: StyleTranslator, names: Sequence[str] = (),  # noqa: PLR0913 - its saved configuration
-                 centres: Sequence[Sequence[float]] = (), scale: Sequence[float] = (), *, style: str = "",
+    def __init__(self, translator: StyleTranslator, names: list[str] = (),  # noqa: PLR0913 - its saved configuration
+                 centres: list[list[float]] = (), scale: list[float] = (), *, style: str = "",
                  unit_low: float = 0.0, unit_high: float = 255.0) -> None:
         super().__init__()
-        self.register_modules(translator=translator)
+        self.register_modules(translator=aligned(translator))
         self.register_to_config(names=list(names), centres=[list(c) for c in centres], scale=list(scale), style=style,
                                 unit_low=unit_low, unit_high=unit_high)
 
@@ -74,7 +74,7 @@ class AppearancePipeline(DiffusionPipeline, Generator):
             raise UserError(f"style={sampler.style}", rule="this generator does not know it",
                             repair=f"take one of {', '.join(self.styles)}")
         low, high = self.intensity_range
-        made = AppearancePipeline(self.translator, self.styles, self.config.centres, self.config.scale,
+        made = AppearancePipeline(self.translator, list(self.styles), self.config.centres, self.config.scale,
                                   style=sampler.style or "", unit_low=low, unit_high=high)
         made.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         return made
