@@ -17,6 +17,7 @@ from synth.core.space import unit_to_pixels
 from synth.gan.restyle.batches import Pool
 from synth.gan.restyle.looks import look_distance, look_of
 from synth.gan.restyle.pipeline import AppearancePipeline
+from synth.gan.restyle.recipe import coach_input
 from synth.gan.restyle.settings import RestyleHealthSettings
 from synth.gan.structure import edge_distance
 
@@ -64,9 +65,10 @@ class RestyleHealth:
     coach_dice_translated: float | None
 
 
-def _foreground_dice(coach: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    device = next(coach.parameters()).device
-    found = torch.cat([coach(one[None].to(device)).argmax(1).cpu() for one in images])
+def _foreground_dice(coach: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, styles: list[int],
+                     n_styles: int) -> float:
+    device, seen = next(coach.parameters()).device, coach_input(images, torch.tensor(styles), n_styles)
+    found = torch.cat([coach(one[None].to(device)).argmax(1).cpu() for one in seen])
     known = labels != IGNORE
     mine, theirs = (found > 0) & known, (labels > 0) & known
     return float(2 * (mine & theirs).sum() / (mine.sum() + theirs.sum()).clamp(min=1))
@@ -76,15 +78,18 @@ def _dices(pipeline: AppearancePipeline, coach: nn.Module, aside: Aside | None,
            known: torch.Tensor) -> tuple[float | None, float | None]:
     if aside is None:
         return None, None
-    real, n = _foreground_dice(coach, aside.images, aside.labels), len(aside.images)
-    own = pipeline.looks_like(aside.images)
-    translated, labels = [], []
+    own, n, n_styles = pipeline.looks_like(aside.images), len(aside.images), len(known)
+    real = _foreground_dice(coach, aside.images, aside.labels, styles=own, n_styles=n_styles)
+    translated, labels, styles = [], [], []
     for k in known.nonzero().flatten().tolist():
         rows = [i for i in range(n) if own[i] != k]
         if rows:
             translated.append(pipeline.draw(aside.images[rows], [k] * len(rows), seeds=rows).cpu())
             labels.append(aside.labels[rows])
-    return real, _foreground_dice(coach, torch.cat(translated), torch.cat(labels)) if labels else None
+            styles += [k] * len(rows)
+    if not labels:
+        return real, None
+    return real, _foreground_dice(coach, torch.cat(translated), torch.cat(labels), styles=styles, n_styles=n_styles)
 
 
 @torch.no_grad()

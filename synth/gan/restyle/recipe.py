@@ -2,9 +2,9 @@
 
 Labels are kept by a segmenter of its own, the coach, not by a discriminator with classes as OASIS's: a network that
 learns from translated images learns to find the labels in whatever they have become, and no longer says whether they
-hold. The coach learns from real labelled pairs alone and its weights rest when it speaks of translated images. It is
-asked only where it can know: of labelled images, in styles that some labelled image shows. Elsewhere the edges alone
-keep the content.
+hold. The coach is told the style, learns from real labelled pairs alone, and its weights rest when it speaks of
+translated images: what it asks for is an object as real images of that style show it. It is asked only where it can
+know: of labelled images, in styles that some labelled image shows. Elsewhere the edges alone keep the content.
 """
 
 from __future__ import annotations
@@ -42,13 +42,19 @@ def build_restyle_nets(settings: AppearanceSettings, *, channels: int, n_classes
         judge = PatchDiscriminator(channels, width=settings.discriminator.width, norm="spectral", n_out=n_styles)
     with seeded(seed, "coach"):
         # Its architecture ends in one class more, there for "drawn"; here none is.
-        coach = SegmenterDiscriminator(channels, n_classes - 1, widths=settings.coach.widths)
+        coach = SegmenterDiscriminator(channels + n_styles, n_classes - 1, widths=settings.coach.widths)
     return {"translator": translator, "discriminator": judge, "coach": coach}
 
 
 def style_logits(logits: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
     """Returns of logits (B, K, h, w) those of each row's style (B,), (B, 1, h, w)."""
     return logits[torch.arange(len(logits), device=logits.device), style][:, None]
+
+
+def coach_input(images: torch.Tensor, style: torch.Tensor, n_styles: int) -> torch.Tensor:
+    """Returns what the coach sees of images (B, C, H, W) in styles (B,): them and a map for each style, one of it 1."""
+    maps = F.one_hot(style, n_styles).to(images)[..., None, None].expand(-1, -1, *images.shape[-2:])
+    return torch.cat([images, maps], 1)
 
 
 def style_hinge(real: torch.Tensor, fake: torch.Tensor, strange: torch.Tensor) -> torch.Tensor:
@@ -124,7 +130,7 @@ class RestyleRecipe(Recipe):
         n = len(batch["labels"])
         asked = self.known.to(fakes.device)[batch["target"][:n]]
         labels = batch["labels"].masked_fill(~asked[:, None, None], IGNORE)
-        return balanced_segmentation(coach(fakes[:n]), labels)
+        return balanced_segmentation(coach(coach_input(fakes[:n], batch["target"][:n], len(self.known))), labels)
 
     def _update_discriminator(self, batch: Batch, fakes: torch.Tensor, how: Alteration) -> Scalars:
         seen = alter_geometry(torch.cat([batch["images"], fakes]), how.repeat(2))
@@ -138,8 +144,8 @@ class RestyleRecipe(Recipe):
 
     def _update_coach(self, batch: Batch) -> Scalars:
         n = len(batch["labels"])
-        how = draw_alteration(n, tuple(batch["images"].shape[-2:]), strength=1.0)
-        loss = balanced_segmentation(self.nets["coach"](alter_images(batch["images"][:n], how)),
-                                     alter_labels(batch["labels"], how, fill=IGNORE))
+        how = draw_alteration(n, tuple(batch["images"].shape[-2:]), strength=self.settings.coach.augment)
+        seen = coach_input(alter_images(batch["images"][:n], how), batch["style"][:n], len(self.known))
+        loss = balanced_segmentation(self.nets["coach"](seen), alter_labels(batch["labels"], how, fill=IGNORE))
         self._descend("coach", loss)
         return {"coach": loss.detach()}

@@ -55,10 +55,16 @@ class StyleJudgeSettings(Settings):
 
 
 class CoachSettings(Settings):
-    """The small segmenter that says whether labels still hold; it learns from real labelled pairs alone."""
+    """The small segmenter that says whether labels still hold; it learns from real labelled pairs alone.
+
+    Attributes:
+        augment: how far these are altered in colour and moved (DiffAugment). Much of it, and the coach would find an
+            object of any colour, where it shall say what one looks like in each style.
+    """
 
     widths: tuple[int, ...] = (32, 64, 128, 128)
     lr: float = Field(1e-3, gt=0)
+    augment: float = Field(0.3, ge=0, le=1)
 
 
 class ContentSettings(Settings):
@@ -72,7 +78,7 @@ class ContentSettings(Settings):
     cycle: float = Field(10.0, ge=0)
     own: float = Field(5.0, ge=0)
     edges: float = Field(5.0, ge=0)
-    mask: float = Field(1.0, ge=0)
+    mask: float = Field(3.0, ge=0)
 
 
 class RestyleHealthSettings(Settings):
