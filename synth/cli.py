@@ -89,11 +89,9 @@ def translate(generator: Path = typer.Argument(..., help="folder of a generator 
     Writes n=1 translation of each and, but for originals=false, the images themselves: a folder for data.unlabelled= of
     segtrain. An image and its translations share a group.
     """
-    from synth.draw.translated import run_translate
-    from synth.fit import load_generator
+    from synth.commands.translate import run_translate
 
-    data, rest = _take_data(overrides or [])
-    run_translate(load_generator(generator), rest, data, dry_run=dry_run)
+    run_translate(generator, overrides or [], dry_run=dry_run)
 
 
 @app.command()

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from textwrap import indent
 
 import numpy as np
 import torch
 
 from synth.core.checks import UserError
-from synth.core.config import to_yaml
-from synth.core.data import DataSettings
 from synth.core.pairs import ImageSet, Item, Provenance
 from synth.core.rng import derive_seed, one_thread
-from synth.core.shell import refuse, required, say, take, take_number
 from synth.core.space import from_channels, pixels_to_unit, resize_image, to_channels, unit_to_pixels
-from synth.draw.modes import with_changes
 from synth.formats import load_images, write_imagefolder
 from synth.gan.restyle.pipeline import AppearancePipeline
 from synth.generator import Generator, shows_source
@@ -73,29 +67,3 @@ def _item(generator: Generator, images: ImageSet, row: int, k: int, *, seed: int
                       json.dumps({"translated": True, **style}, sort_keys=True),
                       json.dumps(generator.sampler_settings(), sort_keys=True))
     return Item(f"{parent.id}-{generator.kind}-{k}", parent.group, read, "synthetic", made)
-
-
-def run_translate(generator: Generator, overrides: Sequence[str], data: DataSettings, *, dry_run: bool) -> None:
-    """Runs `synth translate GENERATOR`, and says how many images were written.
-
-    Raises:
-        UserError: for unknown settings, and as `translate_images`.
-    """
-    style, rest = take(overrides, "style")
-    out, rest = take(rest, "out")
-    originals, rest = take(rest, "originals")
-    n, rest = take_number(rest, "n", 1)
-    seed, rest = take_number(rest, "seed", 0)
-    refuse(rest, "style=, n=, seed=, originals=, data. and out=")
-    if originals not in (None, "true", "false"):
-        raise UserError(f"originals={originals}", rule="it is true or false", repair="write originals=false")
-    generator = with_changes(generator, {"style": style} if style else {})
-    if dry_run:
-        say(f"generator: {generator.content_hash()}\nstyle: {style or 'another'}\nn: {n}\nseed: {seed}\n"
-            f"originals: {originals or 'true'}\nout: {out}\ndata:\n" + indent(to_yaml(data), "  ").rstrip())
-        return
-    folder = required(data.unlabelled, "data.unlabelled", "data/unlabelled")
-    images = load_images(folder, channels=generator.channels)
-    found = translate_images(generator, images, out=required(out, "out", "data/translated"), n=n, seed=seed,
-                             originals=originals != "false")
-    say(f"{out}: {len(found)} images, {len(images) * n} of them translated")
