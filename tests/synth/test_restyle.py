@@ -205,6 +205,17 @@ def test_the_coach_is_asked_only_where_it_can_know_and_its_weights_rest() -> Non
     assert any(p.grad is not None for p in mine), "it learnt"
 
 
+def test_the_coach_is_told_the_style_asked_for_of_translated_images_and_their_own_of_real_ones() -> None:
+    recipe, batch = _recipe()
+    seen: list[torch.Tensor] = []
+    coach = recipe.nets["coach"]
+    coach.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    recipe.step(batch, 0.5)
+    told = [x[:, 1:, 0, 0].argmax(1) for x in seen]
+    assert len(told) == 2 and all((x[:, 1:].sum(1) == 1).all() for x in seen)
+    assert torch.equal(told[0], batch["target"][:4]) and torch.equal(told[1], batch["style"][:4])
+
+
 def test_each_weight_switches_its_term() -> None:
     names = ("cycle", "own", "edges", "mask")
     recipe, batch = _recipe()
