@@ -7,6 +7,7 @@ from synth.core.lazy import publish
 _HOMES = {
     "load_pairs": "synth.formats", "load_images": "synth.formats",
     "write_folder": "synth.formats", "write_imagefolder": "synth.formats",
+    "load_masks": "synth.formats", "MaskSet": "synth.formats",
     "fit": "synth.fit", "load_generator": "synth.fit",
     "draw": "synth.draw", "draw_copypaste": "synth.draw", "draw_roundtrip": "synth.draw", "verify_shards": "synth.draw",
     "draw_layouts": "synth.draw", "default_supply": "synth.draw", "SupplySettings": "synth.draw",
@@ -18,6 +19,8 @@ _HOMES = {
     "SpectralPipeline": "synth.appearance.pipeline",
     "TranslatePipeline": "synth.gan.translate",
     "AppearancePipeline": "synth.gan.restyle.pipeline", "translate_images": "synth.draw",
+    "LabelPipeline": "synth.gan.unpaired.label", "label": "synth.gan.unpaired.label",
+    "load_labeller": "synth.gan.unpaired.label",
     "Pair": "synth.core.pairs", "PairSet": "synth.core.pairs", "ImageSet": "synth.core.pairs",
     "UserError": "synth.core.checks",
 }

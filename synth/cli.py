@@ -1,4 +1,4 @@
-"""The command `synth`: fit | translate | layouts | draw | curate | audit | export | import | merge-labels | show.
+"""The command `synth`: from a few annotated images to generators, layouts, drawn and curated pairs, and audits.
 
 Heavy imports wait in the commands.
 """
@@ -24,24 +24,19 @@ FOLDER = typer.Argument(..., help="folder of pairs, in any supported format")
 
 @app.command()
 def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
-    """Fit a generator: synth fit CONFIG data.labelled=DIR [data.unlabelled=DIR] out=DIR."""
+    """Fit a generator: synth fit CONFIG data.labelled=DIR [data.unlabelled=DIR] out=DIR.
+
+    Without any label: synth fit configs/unpaired.yaml data.unlabelled=DIR data.masks=DIR out=DIR.
+    """
     from synth.core.config import to_yaml
-    from synth.fit import fit as run_fit
-    from synth.fit import load_fit_settings
+    from synth.fit import fit_folders, load_fit_settings
 
     settings = load_fit_settings(config, overrides or [])
     if dry_run:
         typer.echo(to_yaml(settings), nl=False)
         return
-    from synth.formats import load_images, load_pairs
-
-    data = settings.data
-    out = required(settings.out, "out", "runs/painter")
-    labelled = load_pairs(required(data.labelled, "data.labelled", "data/labelled"), mask_map=data.mask_map,
-                          channels=data.channels)
-    unlabelled = load_images(data.unlabelled, channels=data.channels, like=labelled.info) if data.unlabelled else None
-    made = run_fit(settings, labelled, unlabelled, out=out)
-    say(f"{out}: {settings.kind} {made.content_hash()}, {made.size} px, {labelled.info.channels} channel(s)")
+    made = fit_folders(settings)
+    say(f"{settings.out}: {settings.kind} {made.content_hash()}, {made.size} px")
 
 
 @app.command()
@@ -92,6 +87,18 @@ def translate(generator: Path = typer.Argument(..., help="folder of a generator 
     from synth.commands.translate import run_translate
 
     run_translate(generator, overrides or [], dry_run=dry_run)
+
+
+@app.command()
+def label(generator: Path = typer.Argument(..., help="folder of a fit of kind unpaired"),
+          overrides: list[str] = OVERRIDES, dry_run: bool = CHECK_ONLY) -> None:
+    """Label images without labels: synth label GENERATOR data.unlabelled=DIR out=DIR [data.channels=1].
+
+    Writes masks/ID.png and confidence/ID.png, which segtrain fit ... method=annotation_efficient data.stored=DIR reads.
+    """
+    from synth.commands.label import run_label
+
+    run_label(generator, overrides or [], dry_run=dry_run)
 
 
 @app.command()

@@ -12,25 +12,35 @@ from synth.appearance.settings import SpectralSettings
 from synth.core.checks import UserError
 from synth.core.config import kind_of, load_config
 from synth.core.pairs import ImageSet, PairSet
+from synth.core.shell import required
 from synth.diffusion.fit import fit_inpaint, load_pipeline
 from synth.diffusion.settings import InpaintSettings
+from synth.formats import MaskSet, load_images, load_masks, load_pairs
 from synth.gan.fit import fit_translate, load_translator
 from synth.gan.restyle.fit import fit_appearance, load_appearance
 from synth.gan.restyle.settings import AppearanceSettings
 from synth.gan.settings import TranslateSettings
+from synth.gan.unpaired.fit import fit_unpaired
+from synth.gan.unpaired.settings import UnpairedSettings
 from synth.generator import Generator
 from synth.layouts.shape import ShapeModel
 from synth.layouts.shape.fit import ShapeSettings, fit_shape
 
-FitSettings = InpaintSettings | TranslateSettings | SpectralSettings | AppearanceSettings | ShapeSettings
+FitSettings = (InpaintSettings | TranslateSettings | SpectralSettings | AppearanceSettings | UnpairedSettings
+               | ShapeSettings)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of model: its settings, and how it is fitted on labelled and unlabelled images into a folder."""
+    """One kind of model: its settings, and how it is fitted on labelled and unlabelled images into a folder.
+
+    Attributes:
+        unpaired: whether masks that belong to no image take the place of the labelled images.
+    """
 
     settings: type[FitSettings]
-    fit: Callable[[FitSettings, PairSet, ImageSet | None, Path], Generator | ShapeModel]
+    fit: Callable[[FitSettings, PairSet | MaskSet, ImageSet | None, Path], Generator | ShapeModel]
+    unpaired: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -39,6 +49,7 @@ KINDS: dict[str, Kind] = {
     "spectral": Kind(SpectralSettings, fit_spectral),
     "shape": Kind(ShapeSettings, fit_shape),
     "appearance": Kind(AppearanceSettings, fit_appearance),
+    "unpaired": Kind(UnpairedSettings, fit_unpaired, unpaired=True),
 }
 """By the word that the settings have as `kind`."""
 
@@ -63,18 +74,48 @@ def load_fit_settings(config: str | Path | dict | FitSettings, overrides: Sequen
     return load_config(KINDS[kind].settings, config, overrides)
 
 
-def fit(config: str | Path | dict | FitSettings, labelled: PairSet, unlabelled: ImageSet | None = None, *,
-        out: str | Path, overrides: Sequence[str] = ()) -> Generator | ShapeModel:
+def fit(config: str | Path | dict | FitSettings, labelled: PairSet | None, unlabelled: ImageSet | None = None, *,
+        masks: MaskSet | None = None, out: str | Path, overrides: Sequence[str] = ()) -> Generator | ShapeModel:
     """Returns a generator fitted on images of the training split, saved in `out` as a diffusers pipeline folder.
 
     Settings of kind "shape" give a shape model of the label masks. Running again resumes; a finished folder is loaded
     at once. Works under `accelerate launch`.
 
+    Args:
+        labelled: None, and `masks` in its place (`load_masks`), for kind unpaired.
+
     Raises:
         UserError: for unknown settings, sets that do not fit together, or an `out` that holds another run.
     """
     settings = load_fit_settings(config, overrides)
-    return KINDS[settings.kind].fit(settings, labelled, unlabelled, Path(out))
+    kind = KINDS[settings.kind]
+    taught, other = (masks, labelled) if kind.unpaired else (labelled, masks)
+    if taught is None or other is not None:
+        what = ("masks (data.masks=)", "labelled images") if kind.unpaired else ("labelled images (data.labelled=)",
+                                                                                 "masks")
+        raise UserError(f"kind={settings.kind}", rule=f"it learns from {what[0]}, not from {what[1]}",
+                        repair=f"give {what[0]} and no {what[1]}")
+    return kind.fit(settings, taught, unlabelled, Path(out))
+
+
+def fit_folders(settings: FitSettings) -> Generator | ShapeModel:
+    """Returns `fit` of the folders that `settings` name under `data`, into their `out`.
+
+    Raises:
+        UserError: if a folder is missing or breaks a rule, and as `fit`.
+    """
+    data, out = settings.data, required(settings.out, "out", "runs/painter")
+    if KINDS[settings.kind].unpaired:
+        if data.labelled:
+            raise UserError("data.labelled", rule="this kind sees no labelled image", repair="leave it out; masks go "
+                            "into data.masks, images into data.unlabelled")
+        masks = load_masks(required(data.masks, "data.masks", "data/masks"), mask_map=data.mask_map)
+        images = load_images(required(data.unlabelled, "data.unlabelled", "data/unlabelled"), channels=data.channels)
+        return fit(settings, None, images, masks=masks, out=out)
+    labelled = load_pairs(required(data.labelled, "data.labelled", "data/labelled"), mask_map=data.mask_map,
+                          channels=data.channels)
+    unlabelled = load_images(data.unlabelled, channels=data.channels, like=labelled.info) if data.unlabelled else None
+    return fit(settings, labelled, unlabelled, out=out)
 
 
 def load_generator(folder: str | Path) -> Generator:

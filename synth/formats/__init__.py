@@ -11,11 +11,12 @@ from synth.formats.decode import encode_png, parse_mask_map
 from synth.formats.folder import folder_sources, image_files
 from synth.formats.imagefolder import METADATA, imagefolder_sources, write_folder, write_imagefolder
 from synth.formats.info import merge_like, read_declared
+from synth.formats.masks import MaskSet, load_masks
 from synth.formats.shards import read_shards, shard_name, shard_sources, write_dataset_files, write_shard
 from synth.formats.survey import Options, Source, survey
 
-__all__ = ["encode_png", "load_images", "load_pairs", "parse_mask_map", "read_shards", "shard_name",
-           "write_dataset_files", "write_folder", "write_imagefolder", "write_shard"]
+__all__ = ["MaskSet", "encode_png", "load_images", "load_masks", "load_pairs", "parse_mask_map", "read_shards",
+           "shard_name", "write_dataset_files", "write_folder", "write_imagefolder", "write_shard"]
 
 
 def load_pairs(path: str | Path, *, mask_map: str | Mapping[int, int] | None = None, channels: int | None = None,

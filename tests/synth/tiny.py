@@ -161,3 +161,13 @@ def launch(words: Sequence[str | Path], *, environment: Mapping[str, str] | None
     path = os.pathsep.join(map(str, (here, root / "scripts", root)))
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env={
         **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path, **(environment or {})})
+
+
+UNPAIRED = {
+    "kind": "unpaired", "size": 32, "batch_size": 4,
+    "labeller": {"widths": [8, 8, 16]}, "translator": {"widths": [8, 8, 16], "n_code": 4},
+    "shape": {"widths": [8, 16], "n_code": 4}, "discriminator": {"width": 4},
+    "health": {"features": "random", "swap_margin": 9, "max_alike": 9},
+    "loop": {"steps": 6, "log_every": 2, "checkpoint_every": 2},
+}
+"""Settings of an unpaired fit that takes a second; it has learnt nothing, so its labels may be alike or inverted."""
