@@ -245,7 +245,7 @@ def test_two_processes_fit_one_generator(tmp_path: Path) -> None:
     words = ["-m", "synth.cli", "fit", tmp_path / "fit.yaml", f"data.labelled={tmp_path}/labelled"]
     done = launch([*words, f"out={tmp_path}/run"], n_processes=2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("generator ") == 1, "one voice"
+    assert done.stdout.count(" px") == 1, "one voice"
     for part in ("autoencoder", "denoiser"):
         assert lines(tmp_path / "run" / part)[-1]["images_seen"] == 24, "as many images as one process sees"
     assert json.loads((tmp_path / "run" / "denoiser" / "done.json").read_text())["steps"] == 6

@@ -165,7 +165,7 @@ def test_two_processes_fit_one_translator(tmp_path: Path, model: str) -> None:
     done = launch(["-m", "synth.cli", "fit", tmp_path / "fit.yaml", f"data.labelled={tmp_path}/labelled", *OPEN,
                    f"out={tmp_path}/run"], n_processes=2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("generator ") == 1, "one voice"
+    assert done.stdout.count(" px") == 1, "one voice"
     last = json.loads((tmp_path / "run" / "translator_run" / "stats.jsonl").read_text().splitlines()[-1])
     assert last["images_seen"] == 24, "as many images as one process sees"
     assert synth.load_generator(tmp_path / "run").size == 32

@@ -167,6 +167,7 @@ UNPAIRED = {
     "kind": "unpaired", "size": 32, "batch_size": 4,
     "labeller": {"widths": [8, 8, 16]}, "translator": {"widths": [8, 8, 16], "n_code": 4},
     "shape": {"widths": [8, 16], "n_code": 4}, "discriminator": {"width": 4},
+    "layout": {"flip": "none", "shift": 0.05, "recombine": 0.0},
     "health": {"features": "random", "swap_margin": 9, "max_alike": 9},
     "loop": {"steps": 6, "log_every": 2, "checkpoint_every": 2},
 }

@@ -61,9 +61,14 @@ def check_settings(settings: UnpairedSettings, *, n_ranks: int) -> None:
     if settings.batch_size % n_ranks:
         raise UserError(f"batch_size={settings.batch_size}", rule=f"it is no multiple of the {n_ranks} processes",
                         repair="change it or the number of processes")
-    if settings.layout.recombine:
-        raise UserError(f"layout.recombine={settings.layout.recombine:g}", rule="masks without images are only moved "
-                        "and bent here", repair="write 0")
+    for name in ("recombine", "balance", "grow_px", "bend_px"):
+        if getattr(settings.layout, name):
+            raise UserError(f"layout.{name}={getattr(settings.layout, name):g}", rule="masks without images are only "
+                            "moved, turned and bent here", repair="write 0; draw such masks with synth layouts first, "
+                            "and give their folder as data.masks")
+    if settings.layout.source != "transform":
+        raise UserError(f"layout.source={settings.layout.source}", rule="masks come from data.masks alone",
+                        repair="draw masks from the shape model with synth layouts first, and give their folder")
 
 
 def _check_sets(masks: MaskSet, images: ImageSet) -> None:
