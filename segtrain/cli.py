@@ -57,8 +57,8 @@ def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool =
 @app.command()
 def predict(model: Path = typer.Argument(..., help="out folder of segtrain fit"),
             overrides: list[str] = typer.Argument(None, metavar="images=DIR out=DIR [samples=N]"),
-            align: str = typer.Option("", metavar="DIR", help="prior of the training images, kind=whole: bring all "
-                                      "images to its mean spectrum first; off by default"),
+            align: str = typer.Option("", metavar="DIR", help="training images, or their prior of kind whole: "
+                                      "bring all images to that mean spectrum first; off by default"),
             strength: float = typer.Option(1.0, min=0, max=1, help="how far --align goes"),
             dry_run: bool = DRY_RUN) -> None:
     """Write a mask for every image of a folder: segtrain predict MODEL images=DIR out=DIR.

@@ -22,7 +22,7 @@ from synth.core.files import claim_folder, hash_json, replace_file, write_json
 from synth.core.loop import TrainResult
 from synth.core.pairs import DataInfo, ImageSet, Pair
 from synth.core.space import pixels_to_unit, resize_image, to_channels
-from synth.spectral import Alignment, AlignSettings, FrequencyPrior, align_images, fit_alignment
+from synth.spectral import Alignment, AlignSettings, FrequencyPrior, align_images, fit_alignment, has_prior
 
 CHUNK = 32
 
@@ -126,14 +126,15 @@ class Segmenter:
                       strength: float = 1.0) -> Alignment:
         """Returns the filter that brings a new centre's `images`, read one by one, to the mean spectrum `prior`.
 
-        `prior` is that of the training images, of kind "whole" at this segmenter's size, or its folder. What this
-        assumes is said in `synth.spectral.fit_alignment`; the new images' masks, if any, are not looked at.
+        `prior` is that of the training images, of kind "whole" at this segmenter's size, or a folder
+        (`training_spectrum`). What this assumes is said in `synth.spectral.fit_alignment`; the new images' masks, if
+        any, are not looked at.
 
         Raises:
             UserError: if the prior is of another kind or size, or the images have other channels.
         """
-        training = prior if isinstance(prior, FrequencyPrior) else FrequencyPrior.from_pretrained(prior)
-        size, settings = None if self.config.tiles else self.size, load_config(AlignSettings, {"strength": strength})
+        training = prior if isinstance(prior, FrequencyPrior) else self.training_spectrum(prior)
+        size, settings = self._spectral_size, load_config(AlignSettings, {"strength": strength})
         if training.settings.kind != "whole" or training.settings.size != size:
             raise UserError(f"a prior of kind {training.settings.kind} at size {training.settings.size}",
                             rule="this segmenter's images are aligned by the spectra of whole images of size "
@@ -141,6 +142,24 @@ class Segmenter:
         like_training = ImageSet(images.items, self.info, where=images.where)  # grey values mean what they did there
         own = FrequencyPrior.fit(like_training, **training.settings.model_dump())
         return fit_alignment(training, own, settings)
+
+    @property
+    def _spectral_size(self) -> int | None:
+        """Side at which spectra are measured, px; None = native."""
+        return None if self.config.tiles else self.size
+
+    def training_spectrum(self, folder: str | Path) -> FrequencyPrior:
+        """Returns the prior in `folder`, or, where it holds images and no prior, one of kind "whole" fitted on them.
+
+        Raises:
+            UserError: if it holds neither.
+        """
+        if has_prior(folder):
+            return FrequencyPrior.from_pretrained(folder)
+        from synth.formats import load_images
+
+        images = load_images(folder, channels=self.info.channels, like=self.info)
+        return FrequencyPrior.fit(images, kind="whole", size=self._spectral_size)
 
     def content_hash(self) -> str:
         """Returns 16 hexadecimal digits that identify the weights and their configuration."""
@@ -189,9 +208,10 @@ def predict(model_folder: str | Path, images: ImageSet | str | Path, *, out: str
     Probabilities are resized, bilinear, before the most probable class is taken. Each file is whole or absent.
 
     Args:
-        align: prior of the training images, of kind "whole", or its folder: all images are first brought to its mean
-            spectrum by one filter, fitted on these very images without labels (`Segmenter.fit_alignment`). That assumes
-            that they show what the training images showed, taken otherwise. None = as they are.
+        align: prior of the training images, of kind "whole", or its folder, or a folder of those images: all images
+            are first brought to that mean spectrum by one filter, fitted on these very images without labels
+            (`Segmenter.fit_alignment`). That assumes that they show what the training images showed, taken otherwise.
+            None = as they are.
         strength: how far, in [0, 1].
 
     Raises:
@@ -206,7 +226,7 @@ def predict(model_folder: str | Path, images: ImageSet | str | Path, *, out: str
     identity = {"model": segmenter.content_hash(), "images": list(images.ids)}
     alignment = None
     if align is not None:
-        align = align if isinstance(align, FrequencyPrior) else FrequencyPrior.from_pretrained(align)
+        align = align if isinstance(align, FrequencyPrior) else segmenter.training_spectrum(align)
         alignment = segmenter.fit_alignment(images, align, strength=strength)
         identity |= {"align": align.content_hash(), "strength": strength}
     out = claim_folder(Path(out), kind="predict", identity=identity)

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 WEIGHTS, FACTS = "prior.safetensors", "config.json"
 
 
+def has_prior(folder: str | Path) -> bool:
+    """Returns whether `FrequencyPrior.save_pretrained` wrote a prior into a folder, or half of one."""
+    return any((Path(folder) / name).is_file() for name in (FACTS, WEIGHTS))
+
+
 @dataclass(frozen=True)
 class FrequencyPrior:
     """Amplitude statistics of a set of images, per region (class) and channel: K regions, C channels, R rings.

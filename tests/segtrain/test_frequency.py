@@ -22,6 +22,7 @@ from segtrain.views.spectral import SPECTRAL
 from synth.core.checks import UserError
 from synth.core.config import load_config
 from synth.core.pairs import ImageSet, memory_set
+from synth.formats import write_folder
 from synth.spectral import FrequencyPrior
 from synth.spectral.grid import grid_of, ring_means
 
@@ -224,11 +225,13 @@ def test_predictions_of_aligned_images_keep_their_place(tmp_path: Path) -> None:
     wide = memory_set([np.repeat(p.image, 2, axis=1) for p in PAIRS], None, PAIRS.info, ids=PAIRS.ids,
                       groups=PAIRS.groups)
     found = {}
-    for name, options in {"plain": {}, "off": {"align": prior, "strength": 0.0}, "on": {"align": tmp_path / "prior"}
-                          }.items():
+    write_folder(PAIRS, tmp_path / "training")
+    for name, options in {"plain": {}, "off": {"align": prior, "strength": 0.0}, "on": {"align": tmp_path / "prior"},
+                          "images": {"align": tmp_path / "training"}}.items():
         files = segtrain.predict(tmp_path / "run", wide, out=tmp_path / name, **options)
         found[name] = [np.asarray(Image.open(f)) for f in files]
     assert all(m.shape == (32, 64) for m in found["on"])
+    assert np.array_equal(found["on"], found["images"]), "a folder of the training images does as well as their prior"
     assert np.mean(np.stack(found["plain"]) != np.stack(found["off"])) < 1e-3
     with pytest.raises(UserError, match="kind='whole'"):
         segtrain.predict(tmp_path / "run", wide, out=tmp_path / "edge", align=FrequencyPrior.fit(PAIRS, size=32))
