@@ -43,7 +43,7 @@ def generator_paint(generator: Generator) -> Paint:
 
 
 def _arrays(generator: Generator, images: ImageSet) -> Arrays:
-    if getattr(generator, "scale", "fit") == "native":
+    if generator.scale == "native":
         raise UserError("scale=native", rule="the placebo test resizes whole images, which this generator never saw",
                         repair="audit one of scale=fit that was fitted on the same images")
     arrays = images.arrays(generator.size)

@@ -79,6 +79,11 @@ class Generator(ABC):
     def intensity_range(self) -> tuple[float, float]:
         """Pixel values that were -1 and 1 in the unit space it was fitted in."""
 
+    @property
+    def scale(self) -> str:
+        """At which resolution it was fitted and draws: "fit" = its own size, "native" = that of the images."""
+        return "fit"
+
     @abstractmethod
     def sample(self, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int],
                keep_in: torch.Tensor | None = None) -> torch.Tensor:

@@ -46,7 +46,7 @@ def check_fit(generator: Generator, arrays: Arrays, where: str) -> None:
 
 def is_native(generator: Generator | None) -> bool:
     """Returns whether `generator` was fitted on, and paints, images at their own resolution."""
-    return getattr(generator, "scale", "fit") == "native"
+    return generator is not None and generator.scale == "native"
 
 
 def window_of(generator: Generator | None, settings: DrawSettings) -> Window | None:

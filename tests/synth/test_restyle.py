@@ -243,7 +243,7 @@ def test_the_style_is_the_one_set_or_another_than_the_image_looks_like() -> None
     pipeline = tiny_appearance()
     image, mask = request(pipeline)
     own = pipeline.looks_like(image)
-    centres, scale = torch.tensor(pipeline.config.centres), torch.tensor(pipeline.config.scale)
+    centres, scale = torch.tensor(pipeline.config.centres), torch.tensor(pipeline.config.spread)
     assert own == look_distance(look_of(image), centres, scale).argmin(1).tolist()
     drawn = [pipeline.styles_for(image, seeds=[s, s + 1, s + 2]) for s in range(40)]
     assert all(a != b for row in drawn for a, b in zip(row, own, strict=True))

@@ -23,7 +23,7 @@ class AppearancePipeline(DiffusionPipeline, Generator):
 
     Args:
         translator: from image, style and noise to an image. names: of the styles.
-        centres: mean look of each style; scale: deviation of each number of a look; see `looks.look_of`.
+        centres: mean look of each style; spread: deviation of each number of a look; see `looks.look_of`.
         style: that all images are given; "" = another one than an image looks like, by its seed.
         unit_low, unit_high: pixel values that are -1 and 1 in unit space.
     """
@@ -32,11 +32,11 @@ class AppearancePipeline(DiffusionPipeline, Generator):
     kind = "appearance"
 
     def __init__(self, translator: StyleTranslator, names: list[str] = (),  # noqa: PLR0913 - its saved configuration
-                 centres: list[list[float]] = (), scale: list[float] = (), *, style: str = "",
+                 centres: list[list[float]] = (), spread: list[float] = (), *, style: str = "",
                  unit_low: float = 0.0, unit_high: float = 255.0) -> None:
         super().__init__()
         self.register_modules(translator=aligned(translator))
-        self.register_to_config(names=list(names), centres=[list(c) for c in centres], scale=list(scale), style=style,
+        self.register_to_config(names=list(names), centres=[list(c) for c in centres], spread=list(spread), style=style,
                                 unit_low=unit_low, unit_high=unit_high)
 
     @property
@@ -74,7 +74,7 @@ class AppearancePipeline(DiffusionPipeline, Generator):
             raise UserError(f"style={sampler.style}", rule="this generator does not know it",
                             repair=f"take one of {', '.join(self.styles)}")
         low, high = self.intensity_range
-        made = AppearancePipeline(self.translator, list(self.styles), self.config.centres, self.config.scale,
+        made = AppearancePipeline(self.translator, list(self.styles), self.config.centres, self.config.spread,
                                   style=sampler.style or "", unit_low=low, unit_high=high)
         made.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         return made
@@ -86,7 +86,7 @@ class AppearancePipeline(DiffusionPipeline, Generator):
     def content_hash(self) -> str:
         """Returns 16 hexadecimal digits over the weights and configuration; not over the style that is set."""
         return hash_json({"range": self.intensity_range, "names": self.styles, "centres": self.config.centres,
-                          "scale": self.config.scale, "translator_config": own_config(self.translator),
+                          "spread": self.config.spread, "translator_config": own_config(self.translator),
                           "translator": weights_hash(self.translator)})
 
     def kept(self, mask: torch.Tensor, keep_in: torch.Tensor | None = None) -> torch.Tensor:
@@ -99,8 +99,8 @@ class AppearancePipeline(DiffusionPipeline, Generator):
 
     def looks_like(self, image: torch.Tensor) -> list[int]:
         """Returns the style whose mean look each unit image (B, C, H, W) is nearest to."""
-        centres, scale = torch.tensor(self.config.centres), torch.tensor(self.config.scale)
-        return [int(look_distance(look_of(one[None]), centres, scale).argmin()) for one in image]
+        centres, spread = torch.tensor(self.config.centres), torch.tensor(self.config.spread)
+        return [int(look_distance(look_of(one[None]), centres, spread).argmin()) for one in image]
 
     def styles_for(self, image: torch.Tensor, *, seeds: Sequence[int]) -> list[int]:
         """Returns the style that each unit image (B, C, H, W) is given: the one set, or another than it looks like."""
