@@ -28,13 +28,18 @@ class CodeNorm(nn.Module):
         return F.instance_norm(x) * (1 + gain) + bias
 
 
+def _conv(before: int, after: int) -> nn.Conv2d:
+    # Zeros beyond the border, like cells enlarged as they are, tell a network where it is: bars at fixed places.
+    return nn.Conv2d(before, after, 3, padding=1, padding_mode="replicate")
+
+
 class MapNorm(nn.Module):
     """Instance norm whose gain and bias are maps made from what is told (SPADE, Park et al. 2019, eq. 1)."""
 
     def __init__(self, channels: int, n_told: int, *, hidden: int) -> None:
         super().__init__()
-        self.shared = nn.Conv2d(n_told, hidden, 3, padding=1)
-        self.maps = nn.Conv2d(hidden, 2 * channels, 3, padding=1)
+        self.shared = _conv(n_told, hidden)
+        self.maps = _conv(hidden, 2 * channels)
 
     def forward(self, x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
         """Returns x (B, C, H, W), normalised and modulated by told (B, T, H, W)."""
@@ -104,7 +109,7 @@ class _SpadeBlock(nn.Module):
     def __init__(self, before: int, after: int, n_told: int, *, hidden: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList([MapNorm(before, n_told, hidden=hidden), MapNorm(after, n_told, hidden=hidden)])
-        self.convs = nn.ModuleList([nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)])
+        self.convs = nn.ModuleList([_conv(before, after), _conv(after, after)])
         self.shortcut = nn.Identity() if before == after else nn.Conv2d(before, after, 1, bias=False)
 
     def forward(self, x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
@@ -118,6 +123,8 @@ class _SpadeBlock(nn.Module):
 class SpadeTranslator(ModelMixin, ConfigMixin):
     """SPADE's generator (Park et al. 2019): what is told modulates every level, and OASIS's noise is told with it.
 
+    Levels grow smoothly and borders repeat themselves, in the place of enlarged cells and of zeros.
+
     Args:
         widths: channels from fine to coarse, one level for each. hidden: width of the modulation's own layer.
     """
@@ -127,10 +134,10 @@ class SpadeTranslator(ModelMixin, ConfigMixin):
                  widths: tuple[int, ...] = (32, 64, 128, 128, 128), hidden: int = 32) -> None:
         super().__init__()
         inner, told = list(reversed(widths)), n_told + n_code
-        self.first = nn.Conv2d(told, inner[0], 3, padding=1)
+        self.first = _conv(told, inner[0])
         self.blocks = nn.ModuleList([_SpadeBlock(a, b, told, hidden=hidden)
                                      for a, b in zip([inner[0], *inner], inner, strict=False)])
-        self.last = nn.Conv2d(inner[-1], channels, 3, padding=1)
+        self.last = _conv(inner[-1], channels)
 
     def forward(self, told: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         """Returns unit images (B, C, H, W) for told (B, T, H, W) and noise codes (B, n)."""
@@ -138,7 +145,7 @@ class SpadeTranslator(ModelMixin, ConfigMixin):
         n = len(self.blocks)
         x = self.first(F.avg_pool2d(wide, 2 ** (n - 1)))
         for i, block in enumerate(self.blocks):
-            x = x if i == 0 else F.interpolate(x, scale_factor=2.0)
+            x = x if i == 0 else F.interpolate(x, scale_factor=2.0, mode="bilinear")
             x = block(x, wide if i == n - 1 else F.avg_pool2d(wide, 2 ** (n - 1 - i)))
         return torch.tanh(self.last(F.leaky_relu(x, 0.2)))
 
