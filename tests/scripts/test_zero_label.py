@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from phantom import make_phantom
 
+from synth.core.pairs import PairSet, memory_set
 from synth.formats import write_folder
 
 BENCHMARKS = Path(__file__).parents[2] / "scripts" / "benchmarks"
@@ -44,9 +45,21 @@ def test_classes_are_joined(tmp_path: Path) -> None:
     assert all(np.array_equal(a.mask, np.isin(b.mask, (1, 2))) for a, b in zip(pairs, before, strict=True))
 
 
+def large_objects(n: int) -> PairSet:
+    """Returns pairs of 10 groups whose object is bright and large: after a fit of seconds some of it is labelled."""
+    info, rng = make_phantom(1, size=32, channels=3).info, np.random.default_rng(0)
+    masks = [np.zeros((32, 32), np.uint8) for _ in range(n)]
+    for mask in masks:
+        top, left = rng.integers(2, 10, 2)
+        mask[top:top + 18, left:left + 18] = 1
+    images = [np.clip(60 + 120 * m[..., None] + rng.normal(0, 10, (32, 32, 3)), 0, 255).astype(np.uint8) for m in masks]
+    groups = [f"g{i % 10}" for i in range(n)]
+    return memory_set(images, masks, info, ids=[f"pair{i:02d}" for i in range(n)], groups=groups)
+
+
 @pytest.mark.slow
 def test_quick_run(tmp_path: Path) -> None:
-    write_folder(make_phantom(40, size=32, n_groups=10, channels=3), tmp_path / "data" / "isic_skin")
+    write_folder(large_objects(40), tmp_path / "data" / "isic_skin")
     done = subprocess.run([sys.executable, str(BENCHMARKS / "zero_label.py"), "--quick", "--threads", "1", "--data",
                            str(tmp_path / "data"), "--sets", "isic_skin", "--out", str(tmp_path / "out"), "--json",
                            str(tmp_path / "rows.json")], capture_output=True, text=True, check=False)

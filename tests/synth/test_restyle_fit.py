@@ -206,7 +206,7 @@ def test_it_translates_between_two_scanners_and_objects_stay_where_they_are(tmp_
     pipeline = synth.fit(SHORT, PAIRS, two_scanners(24, seed=1, prefix="u"), out=tmp_path / "run")
     unseen = two_scanners(16, seed=7, prefix="t").arrays(32)
     images, masks = pixels_to_unit(unseen.images, (0.0, 255.0)), unseen.masks > 0
-    centres, scale = torch.tensor(pipeline.config.centres), torch.tensor(pipeline.config.scale)
+    centres, scale = torch.tensor(pipeline.config.centres), torch.tensor(pipeline.config.spread)
     for own in (0, 1):
         mine, other = images[own::2], 1 - own
         made = pipeline.draw(mine, [other] * 8, seeds=range(8))
