@@ -14,22 +14,14 @@ import pytest
 import yaml
 from phantom import make_phantom
 from PIL import Image
+from synth_shell import CONFIGS, mistake, synth_cli
 from tiny import FIT, files_of, squares, tiny_pipeline
 
 import synth
-from synth.cli import app
-from synth.core.shell import run, take_number
+from synth.core.shell import take_number
 from synth.formats import load_pairs, read_shards
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 PAIRS = squares(6)
-
-
-def synth_cli(*words: object) -> int:
-    """Returns the exit code of `synth WORDS`, run in this process."""
-    with pytest.raises(SystemExit) as stopped:
-        run(lambda: app([str(w) for w in words]))
-    return int(stopped.value.code or 0)
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +66,6 @@ def test_a_dry_run_prints_every_setting_and_touches_nothing(tmp_path: Path, caps
     assert synth_cli("layouts", "data.labelled=x", "size=48", f"out={out}.png", "--dry-run") == 0
     assert yaml.safe_load(capsys.readouterr().out)["size"] == 48
     assert list(tmp_path.iterdir()) == []
-
-
-def mistake(capsys: pytest.CaptureFixture, *words: object) -> str:
-    """Returns the one line on stderr of a command that a user got wrong."""
-    capsys.readouterr()
-    assert synth_cli(*words) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1 and "Repair: " in said[0]
-    return said[0]
 
 
 def test_an_unknown_setting_names_the_nearest(home: Path, capsys: pytest.CaptureFixture) -> None:

@@ -13,7 +13,7 @@ import torch
 import yaml
 from phantom import make_phantom
 from scipy import ndimage
-from test_cli import CONFIGS, mistake, synth_cli
+from synth_shell import CONFIGS, mistake, synth_cli
 from tiny import brightness_judge, files_of, squares, tiny_pipeline
 
 import synth
