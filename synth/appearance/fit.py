@@ -13,7 +13,7 @@ from synth.core.checks import UserError
 from synth.core.config import save_config
 from synth.core.device import compute_device
 from synth.core.files import claim_folder
-from synth.core.pairs import ImageSet, PairSet
+from synth.core.pairs import ImageSet, PairSet, check_joinable
 from synth.core.rng import one_thread, sample_rng
 from synth.core.space import pixels_to_unit, resize_image, to_channels
 from synth.pipelines import quiet, save_pipeline
@@ -58,7 +58,7 @@ def fit_spectral(settings: SpectralSettings, labelled: PairSet, unlabelled: Imag
                         "its prior is measured", repair="leave prior.size out")
     pile = unlabelled if unlabelled is not None and len(unlabelled) else None
     if pile is not None:
-        _check_alike(labelled, pile)
+        check_joinable(labelled, pile, pile.where)
     seen = _seen_of_all(labelled if pile is None else [*labelled, *pile])
     claim_folder(out, kind="spectral", identity={"settings": settings.model_dump(mode="json", exclude={"data", "out"}),
                                                  "images": [seen.n_images, seen.fingerprint]})
@@ -67,17 +67,6 @@ def fit_spectral(settings: SpectralSettings, labelled: PairSet, unlabelled: Imag
         with one_thread():
             save_pipeline(_fitted(settings, labelled, pile), out)
     return load_spectral(out)
-
-
-def _check_alike(labelled: PairSet, pile: ImageSet) -> None:
-    mine, theirs = ((i.channels, tuple(i.intensity_range)) for i in (labelled.info, pile.info))
-    if mine != theirs:
-        raise UserError(pile.where, rule=f"unlabelled images of {theirs[0]} channel(s), range {theirs[1]}, labelled "
-                        f"ones of {mine[0]}, range {mine[1]}", repair="give images of the same kind")
-    shared = set(labelled.ids) & set(pile.ids)
-    if shared:
-        raise UserError(pile.where, rule=f"id {sorted(shared)[0]!r} is in the labelled set too",
-                        repair="remove it from one of the two folders")
 
 
 def _seen_of_all(images: ImageSet | list) -> Seen:

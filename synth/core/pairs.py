@@ -275,3 +275,21 @@ def memory_set(  # noqa: PLR0913 - one argument for each column of a set
 
     items = [Item(ids[i], groups[i], reader(i), spacing=spacings[i] if spacings else None) for i in range(len(images))]
     return (ImageSet if masks is None else PairSet)(items, info)
+
+
+def check_joinable(labelled: ImageSet | Arrays, other: ImageSet | Arrays, where: str) -> None:
+    """Returns nothing; raises if `other`, unlabelled images read from `where`, cannot be learnt from with `labelled`.
+
+    Raises:
+        UserError: if they differ in channels, depth or intensity range, or share an id.
+    """
+    mine, theirs = ((i.channels, i.bit_depth, tuple(i.intensity_range)) for i in (labelled.info, other.info))
+    if mine != theirs:
+        words = "of {} channel(s), {} bit, range {}"
+        raise UserError(where, rule=f"unlabelled images {words.format(*theirs)}, labelled ones {words.format(*mine)}",
+                        repair="give data.channels=1 or 3, load them with "
+                        "like=labelled.info, or convert one set")
+    shared = set(labelled.ids) & set(other.ids)
+    if shared:
+        raise UserError(where, rule=f"id {sorted(shared)[0]!r} is in the labelled set too",
+                        repair="remove it from one of the two folders")

@@ -11,12 +11,12 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from synth.core.checks import IGNORE, UserError
+from synth.core.checks import IGNORE
 from synth.core.config import save_config
 from synth.core.device import compute_device
 from synth.core.files import claim_folder, write_json
 from synth.core.loop import train
-from synth.core.pairs import Arrays, ImageSet, PairSet
+from synth.core.pairs import Arrays, ImageSet, PairSet, check_joinable
 from synth.core.space import pixels_to_unit
 from synth.diffusion.autoencoder import (
     autoencoder_recipe,
@@ -49,14 +49,7 @@ def _joined(labelled: Arrays, other: Arrays | None, where: str, *, labels: bool)
     masks = labelled.masks if labels else np.full((n, size, size), IGNORE, np.uint8)
     arrays = dataclasses.replace(labelled, masks=masks)
     if other is not None:
-        if other.info.channels != arrays.info.channels or other.images.dtype != arrays.images.dtype:
-            raise UserError(where, rule=f"unlabelled images have {other.info.channels} channel(s) of "
-                            f"{other.info.bit_depth} bit, labelled ones {arrays.info.channels} of "
-                            f"{arrays.info.bit_depth} bit", repair="give data.channels=1 or 3, or convert one set")
-        shared = set(arrays.ids) & set(other.ids)
-        if shared:
-            raise UserError(where, rule=f"id {sorted(shared)[0]!r} is in the labelled set too",
-                            repair="remove it from one of the two folders")
+        check_joinable(arrays, other, where)
         unknown = np.full((len(other), size, size), IGNORE, np.uint8)
         arrays = dataclasses.replace(
             arrays, images=np.concatenate([arrays.images, other.images]), masks=np.concatenate([masks, unknown]),

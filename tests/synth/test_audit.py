@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from synth_shell import mistake, synth_cli
 from tiny import squares, tiny_pipeline
 
 import synth
 from synth.audit import audit_seam, generator_paint
-from synth.cli import app
 from synth.core.checks import UserError
-from synth.core.shell import run
 from synth.gates.probe import SeamProbe
 from synth.gates.seam_net import SeamSettings
 
@@ -27,13 +26,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "more" / "images").rename(home / "unlabelled")
     tiny_pipeline().save_pretrained(home / "painter")
     return home
-
-
-def synth_cli(*words: object) -> int:
-    """Returns the exit code of `synth WORDS`, run in this process."""
-    with pytest.raises(SystemExit) as stopped:
-        run(lambda: app([str(w) for w in words]))
-    return int(stopped.value.code or 0)
 
 
 def test_the_command_prints_and_writes_what_it_found(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -68,15 +60,6 @@ def test_a_dry_run_prints_every_setting(home: Path, capsys: pytest.CaptureFixtur
     assert synth_cli("audit", "--seam", "nowhere", "data.labelled=x", "lr=0.01", "--dry-run") == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["n"] == 200 and printed["lr"] == 0.01 and set(SeamSettings.model_fields) < set(printed)
-
-
-def mistake(capsys: pytest.CaptureFixture, *words: object) -> str:
-    """Returns the one line on stderr of a command that a user got wrong."""
-    capsys.readouterr()
-    assert synth_cli(*words) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1 and "Repair: " in said[0]
-    return said[0]
 
 
 def test_mistakes_are_said(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from interrupted import Killed, stopping
 from scipy.ndimage import gaussian_filter
 from tiny import APPEARANCE, files_of, launch, squares
 from typer.testing import CliRunner
@@ -18,8 +19,6 @@ import synth
 from synth.cli import app
 from synth.core.checks import UserError
 from synth.core.config import load_config
-from synth.core.loop import LoopSettings
-from synth.core.loop import train as real_train
 from synth.core.pairs import DataInfo, ImageSet, PairSet, memory_set
 from synth.core.space import pixels_to_unit
 from synth.gan.restyle import fit as fit_module
@@ -82,19 +81,8 @@ def test_a_fit_leaves_a_pipeline_with_logs_health_and_a_grid(fitted: tuple[Appea
 
 def test_interrupted_and_resumed_it_ends_byte_for_byte_the_same(
         fitted: tuple[AppearancePipeline, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed(Exception):
-        pass
-
-    def stopping(recipe: object, batches: object, out: Path, settings: LoopSettings, *, label: str) -> None:
-        def some(step: int, rank: int, n_ranks: int) -> dict[str, torch.Tensor]:
-            if step == 5:  # one step after the last checkpoint
-                raise Killed
-            return batches(step, rank, n_ranks)
-
-        real_train(recipe, some, out, settings, label=label)
-
     with monkeypatch.context() as patched:
-        patched.setattr(fit_module, "train", stopping)
+        patched.setattr(fit_module, "train", stopping(5))  # one step after the last checkpoint
         with pytest.raises(Killed):
             synth.fit(APPEARANCE, PAIRS, out=tmp_path / "run")
     assert not (tmp_path / "run" / "model_index.json").exists()

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from interrupted import Killed, stopping
 from phantom import make_phantom
 from tiny import TRANSLATE, files_of, launch
 
 import synth
 from synth.core.checks import IGNORE, UserError
 from synth.core.config import load_config
-from synth.core.loop import LoopSettings
-from synth.core.loop import train as real_train
 from synth.gan import fit as fit_module
 from synth.gan.collapse import Health, enforce_health
 from synth.gan.fit import split_aside
@@ -53,20 +52,9 @@ def test_a_fit_leaves_a_pipeline_with_logs_and_its_health(fitted: tuple[Translat
 
 def test_interrupted_and_resumed_it_ends_byte_for_byte_the_same(
         fitted: tuple[TranslatePipeline, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed(Exception):
-        pass
-
-    def stopping(recipe: object, batches: object, out: Path, settings: LoopSettings, *, label: str) -> None:
-        def some(step: int, rank: int, n_ranks: int) -> dict[str, torch.Tensor]:
-            if step == 5:  # one step after the last checkpoint
-                raise Killed
-            return batches(step, rank, n_ranks)
-
-        real_train(recipe, some, out, settings, label=label)
-
     config = {**TRANSLATE, "model": fitted[0].config.model}
     with monkeypatch.context() as patched:
-        patched.setattr(fit_module, "train", stopping)
+        patched.setattr(fit_module, "train", stopping(5))  # one step after the last checkpoint
         with pytest.raises(Killed):
             synth.fit(config, PAIRS, out=tmp_path / "run", overrides=OPEN)
     assert not (tmp_path / "run" / "model_index.json").exists()

@@ -15,7 +15,7 @@ from synth.core.config import save_config
 from synth.core.device import compute_device
 from synth.core.files import claim_folder, write_json
 from synth.core.loop import train
-from synth.core.pairs import Arrays, ImageSet, PairSet
+from synth.core.pairs import Arrays, ImageSet, PairSet, check_joinable
 from synth.core.space import pixels_to_unit
 from synth.gan.fit import split_aside
 from synth.gan.restyle.batches import Pool, restyle_batches
@@ -50,17 +50,6 @@ def check_settings(settings: AppearanceSettings, *, n_ranks: int) -> None:
 def _sorted_arrays(images: ImageSet, size: int) -> Arrays:
     arrays = images.arrays(size)
     return arrays.select(np.argsort(np.array(arrays.ids), kind="stable"))  # the order of arrival is no setting
-
-
-def _check_alike(labelled: PairSet, unlabelled: ImageSet) -> None:
-    mine, theirs = ((i.channels, tuple(i.intensity_range)) for i in (labelled.info, unlabelled.info))
-    if mine != theirs:
-        raise UserError(unlabelled.where, rule=f"unlabelled images of {theirs[0]} channel(s), range {theirs[1]}, "
-                        f"labelled ones of {mine[0]}, range {mine[1]}", repair="give images of the same kind")
-    shared = set(labelled.ids) & set(unlabelled.ids)
-    if shared:
-        raise UserError(unlabelled.where, rule=f"id {sorted(shared)[0]!r} is in the labelled set too",
-                        repair="remove it from one of the two folders")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +88,7 @@ def fit_appearance(settings: AppearanceSettings, labelled: PairSet, unlabelled: 
     check_settings(settings, n_ranks=PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes)
     given = [labelled] if unlabelled is None else [labelled, unlabelled]
     if unlabelled is not None:
-        _check_alike(labelled, unlabelled)
+        check_joinable(labelled, unlabelled, unlabelled.where)
     arrays = [_sorted_arrays(one, settings.size) for one in given]
     domains = {item.id: item.domain for one in given for item in one.items}
     training = _training(settings, arrays[0], arrays[1] if unlabelled is not None else None, domains)
