@@ -14,7 +14,7 @@ from segtrain.segmenter import Segmenter
 from synth.core.checks import IGNORE, UserError
 from synth.core.pairs import ImageSet, PairSet, memory_set
 from synth.core.rng import sample_rng
-from synth.core.space import pixels_to_unit, to_channels
+from synth.core.space import pixels_to_unit, to_channels, top_class
 from synth.formats import write_folder
 
 
@@ -85,7 +85,7 @@ def write_plausible(segmenter: Segmenter, images: ImageSet, *, out: str | Path, 
     for pair in images:
         unit = pixels_to_unit(to_channels(pair.image)[None], segmenter.info.intensity_range)
         prob = sample_masks(segmenter, unit, n=n, rngs=[sample_rng(seed, "plausible", pair.id)])[0]
-        for k, labels in enumerate(prob.argmax(dim=1).to(torch.uint8).numpy()):
+        for k, labels in enumerate(top_class(prob).to(torch.uint8).numpy()):
             pixels.append(pair.image)
             masks.append(labels)
             ids.append(f"{pair.id}-{k}")

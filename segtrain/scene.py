@@ -19,6 +19,7 @@ from segtrain.views.weak import augment_pairs, weak
 from synth.core.checks import UserError
 from synth.core.loop import Batch
 from synth.core.rng import sample_rng
+from synth.core.space import top_class
 from synth.spectral import FrequencyPrior
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ class Scene:
         target = from_labels(given.labels, self.n_classes)
         if given.prob is not None:
             valid = given.prob.sum(dim=1) > 0
-            target = Target(given.prob, given.prob.argmax(dim=1), valid.float(), valid)
+            target = Target(given.prob, top_class(given.prob), valid.float(), valid)
         weight = target.weight * torch.where(given.synthetic, self.w_syn, 1.0)[:, None, None]
         return replace(target, weight=weight if given.weight is None else weight * given.weight)
 

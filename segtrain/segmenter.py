@@ -21,7 +21,7 @@ from synth.core.device import compute_device
 from synth.core.files import claim_folder, hash_json, replace_file, write_json
 from synth.core.loop import TrainResult
 from synth.core.pairs import DataInfo, ImageSet, Pair
-from synth.core.space import pixels_to_unit, resize_image, to_channels
+from synth.core.space import pixels_to_unit, resize_image, to_channels, top_class
 from synth.spectral import Alignment, AlignSettings, FrequencyPrior, align_images, fit_alignment, has_prior
 
 CHUNK = 32
@@ -120,7 +120,7 @@ class Segmenter:
 
     def predict_labels(self, images: torch.Tensor, *, align: Alignment | None = None) -> torch.Tensor:
         """Returns the most probable class (B, H, W), int64, of unit images (B, C, H, W), aligned as in `predict`."""
-        return self.predict(images, align=align).argmax(dim=1)
+        return top_class(self.predict(images, align=align))
 
     def fit_alignment(self, images: ImageSet, prior: FrequencyPrior | str | Path, *,
                       strength: float = 1.0) -> Alignment:
@@ -252,4 +252,4 @@ def predict_pair(segmenter: Segmenter, pair: Pair, *, align: Alignment | None = 
     prob = segmenter.predict(pixels_to_unit(seen[None], segmenter.info.intensity_range), align=align)
     if prob.shape[-2:] != native:
         prob = F.interpolate(prob, native, mode="bilinear", align_corners=False)
-    return prob.argmax(dim=1)[0].to(torch.uint8)
+    return top_class(prob)[0].to(torch.uint8)

@@ -12,7 +12,7 @@ from pydantic import Field
 from segtrain.ranks import gathered
 from synth.core.checks import IGNORE
 from synth.core.config import Settings
-from synth.core.space import labels_to_onehot
+from synth.core.space import labels_to_onehot, top_class
 
 if TYPE_CHECKING:
     from segtrain.scene import Scene, Supervised
@@ -112,7 +112,7 @@ class Affinity(Settings):
             noisy = noisy_pixels(found, labels, share=self.share, n_classes=scene.n_classes)
             noisy &= ((rank < 0.5) & ~given.synthetic)[:, None, None]
             scene.stats["relabelled"] = noisy.float().mean()
-            labels = torch.where(noisy & (labels != IGNORE), seen.logits.argmax(dim=1), labels)
+            labels = torch.where(noisy & (labels != IGNORE), top_class(seen.logits), labels)
         return replace(given, labels=labels, weight=weight if given.weight is None else weight * given.weight)
 
     def _rank(self, scene: Scene, values: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from segtrain.regularisers.pixels import features_at, head_of, logits_back, pick, place_of
 from synth.core.config import Settings
+from synth.core.space import top_class
 
 if TYPE_CHECKING:
     from segtrain.scene import Scene
@@ -92,7 +93,7 @@ class Odcl(Settings):
         shown = [scene.view(i) for i in self.views]
         size, rngs = tuple(shown[0].images.shape[-2:]), scene.rngs("odcl")
         (a, in_a), (b, in_b) = (logits_back(view) for view in shown)
-        inside_a, inside_b, both = a.argmax(dim=1) > 0, b.argmax(dim=1) > 0, in_a & in_b
+        inside_a, inside_b, both = top_class(a) > 0, top_class(b) > 0, in_a & in_b
         picked = [pick(some & both, rngs, self.n) for some in (inside_a & inside_b, inside_a ^ inside_b)]
         sets = []
         for view, name in zip(shown, self.heads, strict=True):

@@ -11,6 +11,7 @@ from segtrain.losses.transition import confusion, forward_corrected_ce, one_hot_
 from segtrain.ranks import summed
 from synth.core.checks import UserError
 from synth.core.config import Settings
+from synth.core.space import top_class
 
 if TYPE_CHECKING:
     from segtrain.scene import Scene
@@ -52,7 +53,7 @@ class Corrected(Settings):
     def _class_matrix(self, scene: Scene, labeller: str) -> torch.Tensor:
         k, given = scene.n_classes, scene.supervised
         before = scene.memory.get("transition", torch.eye(k, dtype=torch.float64, device=given.labels.device))
-        said = scene.said_of_supervised(labeller).logits.argmax(dim=1)
+        said = top_class(scene.said_of_supervised(labeller).logits)
         now = rows_of(summed(confusion(said, given.labels, k)), before)
         scene.memory["transition"] = self.decay * before + (1 - self.decay) * now
         return scene.memory["transition"]

@@ -13,6 +13,7 @@ from segtrain.regularisers.pixels import logits_back
 from segtrain.targets.rank import best_branch
 from synth.core.checks import IGNORE
 from synth.core.config import Settings
+from synth.core.space import top_class
 
 if TYPE_CHECKING:
     from segtrain.scene import Scene
@@ -32,8 +33,8 @@ def disagreement(student: torch.Tensor, best: torch.Tensor, labels: torch.Tensor
     `uniform` times KL(p || uniform) where they differ and the student is wrong; labels (B, H, W), 255 = ignored.
     """
     student, best = student.float(), best.detach().float()
-    known, said = labels != IGNORE, student.argmax(dim=1)
-    differ = known & (said != best.argmax(dim=1))
+    known, said = labels != IGNORE, top_class(student)
+    differ = known & (said != top_class(best))
     squared = (student.softmax(dim=1) - best.softmax(dim=1)).square().mean(dim=1)
     return mse * mean_where(squared, differ) + uniform * mean_where(kl_to_uniform(student), differ & (said != labels))
 
@@ -77,7 +78,7 @@ class UniformDisagreement(Settings):
         shown = [scene.view(i) for i in self.views]
         (a, in_a), (b, in_b) = (logits_back(view) for view in shown)
         learner = a if shown[0].branch == _whose_turn(scene) else b
-        differ = a.argmax(dim=1) != b.argmax(dim=1)
+        differ = top_class(a) != top_class(b)
         return mean_where(kl_to_uniform(learner) * differ, in_a & in_b)
 
 

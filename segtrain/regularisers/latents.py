@@ -12,6 +12,7 @@ from segtrain.models.gms import LatentEncoder, MaskPainter
 from segtrain.regularisers.plausible import by_kind
 from synth.core.checks import IGNORE, UserError
 from synth.core.config import Settings
+from synth.core.space import top_class
 
 if TYPE_CHECKING:
     from segtrain.scene import Scene
@@ -24,7 +25,7 @@ def codec_dice(encoder: LatentEncoder, painter: MaskPainter, labels: torch.Tenso
     Mean over the foreground classes that the batch shows, 1 without any: no mapping can do better than that.
     """
     whole = labels.masked_fill(labels == IGNORE, 0)
-    back = painter(encoder.latents(painter.paint(whole))).argmax(dim=1)
+    back = top_class(painter(encoder.latents(painter.paint(whole))))
     scores = []
     for k in range(1, len(painter.colours)):
         a, b = (back == k) & (labels != IGNORE), labels == k

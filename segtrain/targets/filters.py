@@ -11,6 +11,7 @@ from pydantic import Field
 from segtrain.targets.target import Target
 from synth.core.checks import UserError
 from synth.core.config import Settings
+from synth.core.space import top_class
 
 if TYPE_CHECKING:
     from segtrain.scene import Scene
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def argmax(target: Target) -> Target:
     """Returns `target` with the most probable class as its hard label."""
-    return replace(target, hard=target.prob.argmax(dim=1))
+    return replace(target, hard=top_class(target.prob))
 
 
 def confidence(target: Target, *, tau: float) -> Target:

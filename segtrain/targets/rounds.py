@@ -13,6 +13,7 @@ from segtrain.targets.ensemble import follow
 from segtrain.targets.target import Target, from_labels
 from synth.core.checks import IGNORE, UserError
 from synth.core.config import Settings
+from synth.core.space import top_class
 
 if TYPE_CHECKING:
     from segtrain.scene import Scene
@@ -99,7 +100,7 @@ class Relabelled(Settings):
 
     def _relabel(self, scene: Scene, every: list[int]) -> None:
         memory, stage = scene.memory, scene.topology.stage
-        new = scene.topology.teacher(scene.batch["unlabelled"], "teacher").logits.argmax(dim=1).to(torch.uint8)
+        new = top_class(scene.topology.teacher(scene.batch["unlabelled"], "teacher").logits).to(torch.uint8)
         stored = scene.batch["stored_labels"].to(torch.uint8)
         for row, labels, first in zip(every, gathered(new).cpu(), gathered(stored).cpu(), strict=True):
             if int(memory.get(f"relabelled_in {row}", 0)) == stage:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from synth.core.checks import IGNORE
-from synth.core.space import labels_to_onehot
+from synth.core.space import labels_to_onehot, top_class
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Target:
 
     def labels(self) -> torch.Tensor:
         """Returns hard labels (B, H, W), 255 where they do not count; of probabilities the most probable class."""
-        hard = self.prob.argmax(dim=1) if self.hard is None else self.hard
+        hard = top_class(self.prob) if self.hard is None else self.hard
         return hard.masked_fill(~self.valid, IGNORE)
 
 

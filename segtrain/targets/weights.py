@@ -14,7 +14,7 @@ from segtrain.targets.filters import confidence
 from segtrain.targets.target import Target
 from synth.core.checks import IGNORE, UserError
 from synth.core.config import Settings
-from synth.core.space import labels_to_onehot
+from synth.core.space import labels_to_onehot, top_class
 
 if TYPE_CHECKING:
     from segtrain.scene import Scene
@@ -26,7 +26,7 @@ def deviation(prob: torch.Tensor, dae: nn.Module) -> torch.Tensor:
     That is what the auto-encoder makes of the most probable classes (Adiga et al. 2024, section 3.2). Half the sum over
     the classes: with two classes it is the square of the foreground's difference, the paper's form.
     """
-    plausible = dae(labels_to_onehot(prob.argmax(dim=1), prob.shape[1])).float().softmax(dim=1)
+    plausible = dae(labels_to_onehot(top_class(prob), prob.shape[1])).float().softmax(dim=1)
     return 0.5 * (plausible - prob).square().sum(dim=1)
 
 
@@ -114,7 +114,7 @@ class Calibrated(Settings):
         prob = scene.topology.teacher(scene.batch["calibration_images"], name).logits.float().softmax(dim=1)
         labels = scene.batch["calibration_labels"]
         certain = (prob.amax(dim=1) >= self.tau) & (labels != IGNORE)
-        right = certain & (prob.argmax(dim=1) == labels)
+        right = certain & (top_class(prob) == labels)
         counts = torch.stack([right.sum(), certain.sum()]).double()
         counts = self.decay * scene.memory.get("calibration", torch.zeros_like(counts)) + counts
         scene.memory["calibration"] = counts

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from synth.core.space import top_class
+
 
 def least_squares_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     """Returns a discriminator's scalar least-squares loss of scores of any shape, 1 = real (Mao et al. 2017, eq. 9)."""
@@ -25,7 +27,7 @@ def binarise(logits: torch.Tensor, *, noise: float) -> torch.Tensor:
     own generator.
     """
     prob = (logits + noise * torch.randn_like(logits)).softmax(1)
-    hard = F.one_hot(prob.argmax(1), prob.shape[1]).movedim(-1, 1).to(prob.dtype)
+    hard = F.one_hot(top_class(prob), prob.shape[1]).movedim(-1, 1).to(prob.dtype)
     return hard + (prob - prob.detach())
 
 

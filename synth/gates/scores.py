@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from synth.core.checks import IGNORE
+from synth.core.space import top_class
 
 
 def faithfulness(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -14,7 +15,7 @@ def faithfulness(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     Args:
         probabilities: of the judge, (B, K, H, W). labels: (B, H, W), 255 = ignored.
     """
-    predicted, valid = probabilities.argmax(1), labels != IGNORE
+    predicted, valid = top_class(probabilities), labels != IGNORE
     scores, present = [], []
     for k in range(1, probabilities.shape[1]):
         a, b = (predicted == k) & valid, (labels == k) & valid

@@ -23,6 +23,7 @@ from synth.core.space import (
     resize_image,
     resize_mask,
     to_channels,
+    top_class,
     unit_to_pixels,
 )
 
@@ -55,6 +56,12 @@ def test_onehot_and_keep_leave_ignored_pixels_out() -> None:
     assert onehot.sum(1).tolist() == [[[1, 1], [1, 0]]]
     assert onehot.argmax(1)[0, 1, 0] == 2
     assert labels_to_keep(labels).tolist() == [[[False, True], [True, False]]]
+
+
+def test_the_top_class_is_the_first_of_the_highest() -> None:
+    scores = torch.tensor([[[0.2, 0.5], [0.1, 3.0]], [[0.7, 0.5], [0.1, 4.0]], [[0.1, 0.0], [0.8, 4.0]]])[None]
+    assert top_class(scores).tolist() == [[[1, 0], [2, 1]]]
+    assert torch.equal(top_class(scores), scores.argmax(dim=1))
 
 
 def test_resizing_keeps_means_and_classes() -> None:

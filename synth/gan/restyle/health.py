@@ -13,7 +13,7 @@ from torch import nn
 
 from synth.core.checks import IGNORE, UserError
 from synth.core.files import replace_file
-from synth.core.space import unit_to_pixels
+from synth.core.space import top_class, unit_to_pixels
 from synth.gan.restyle.batches import Pool
 from synth.gan.restyle.looks import look_distance, look_of
 from synth.gan.restyle.pipeline import AppearancePipeline
@@ -68,7 +68,7 @@ class RestyleHealth:
 def _foreground_dice(coach: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, styles: list[int],
                      n_styles: int) -> float:
     device, seen = next(coach.parameters()).device, coach_input(images, torch.tensor(styles), n_styles)
-    found = torch.cat([coach(one[None].to(device)).argmax(1).cpu() for one in seen])
+    found = torch.cat([top_class(coach(one[None].to(device))).cpu() for one in seen])
     known = labels != IGNORE
     mine, theirs = (found > 0) & known, (labels > 0) & known
     return float(2 * (mine & theirs).sum() / (mine.sum() + theirs.sum()).clamp(min=1))

@@ -17,7 +17,7 @@ from synth.core.files import claim_folder, write_json
 from synth.core.loop import train
 from synth.core.pairs import ImageSet
 from synth.core.rng import derive_seed, randn_each, sample_rng
-from synth.core.space import labels_to_onehot, pixels_to_unit
+from synth.core.space import labels_to_onehot, pixels_to_unit, top_class
 from synth.features import diversity, load_features
 from synth.formats.masks import MaskSet
 from synth.gan.fit import load_translator
@@ -142,7 +142,7 @@ def measure_health(drawing: TranslatePipeline, labelling: LabelPipeline, style: 
     masks = torch.from_numpy(data.masks.astype(np.int64))
     frames = torch.from_numpy(data.frames[:n])[:, None].float()
     said = labelling(images, frames)
-    labels = said.probabilities.argmax(1)
+    labels = top_class(said.probabilities)
     ours, theirs = (class_statistics(x, n_classes=data.n_classes) for x in (labels, masks))
     distance, exchanged, nearest = find_exchange(ours, theirs)
     codes = style(images)[0]

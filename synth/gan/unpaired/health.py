@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from synth.core.checks import UserError
 from synth.core.rng import sample_rng
-from synth.core.space import labels_to_onehot
+from synth.core.space import labels_to_onehot, top_class
 from synth.gan.unpaired.settings import UnpairedHealth
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def smooth(labels: torch.Tensor, *, n_classes: int) -> torch.Tensor:
     row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     kernel = torch.outer(row, row).expand(n_classes, 1, 5, 5)
     padded = F.pad(labels_to_onehot(labels, n_classes), (2, 2, 2, 2), mode="replicate")
-    return F.conv2d(padded, kernel, groups=n_classes).argmax(1)
+    return top_class(F.conv2d(padded, kernel, groups=n_classes))
 
 
 def other_rows(n: int, *, seed: int) -> list[int]:

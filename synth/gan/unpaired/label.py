@@ -17,7 +17,7 @@ from synth.core.checks import UserError
 from synth.core.device import compute_device
 from synth.core.files import claim_folder, hash_json, replace_file, write_text
 from synth.core.pairs import ImageSet
-from synth.core.space import labels_to_onehot, pixels_to_unit, resize_image, to_channels
+from synth.core.space import labels_to_onehot, pixels_to_unit, resize_image, to_channels, top_class
 from synth.gan.unpaired.batches import frames_of
 from synth.gan.unpaired.networks import Labeller, MaskVae
 from synth.pipelines import own_config, quiet, weights_hash
@@ -95,7 +95,7 @@ class LabelPipeline(DiffusionPipeline):
         judge = self.judge if self.config.calibrate else None
         prob = torch.cat([self.labeller(image.to(self.device), frame.to(self.device), judge).softmax(1)
                           for image, frame in zip(images.split(1), frames.split(1), strict=True)])
-        energy = self.energy_of(prob.argmax(1))
+        energy = self.energy_of(top_class(prob))
         return Said(prob.cpu(), energy, self.weigh(energy))
 
     def look(self, pixels: np.ndarray) -> Said:

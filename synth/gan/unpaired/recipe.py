@@ -12,7 +12,7 @@ from synth.core.checks import IGNORE
 from synth.core.ema import Ema
 from synth.core.loop import Batch, Recipe
 from synth.core.rng import seeded
-from synth.core.space import labels_to_onehot
+from synth.core.space import labels_to_onehot, top_class
 from synth.gan.augment import alter_images, draw_alteration
 from synth.gan.cycle import binarise, draw_places, least_squares_fooling, least_squares_loss, patch_nce
 from synth.gan.discriminators import PatchDiscriminator
@@ -32,7 +32,7 @@ def told_of(onehot: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
 
     The gradient goes through the one-hot channels alone; distance and frame are read off the hard mask.
     """
-    labels = onehot.detach().argmax(1)
+    labels = top_class(onehot.detach())
     rest = labels_to_told(labels, (frames[:, 0].cpu() > 0) & (labels.cpu() == 0), n_classes=onehot.shape[1])
     return torch.cat([onehot, rest[:, onehot.shape[1]:].to(onehot)], 1)
 

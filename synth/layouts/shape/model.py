@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from synth.core.checks import IGNORE, UserError
 from synth.core.files import hash_json, replace_file, sha256, write_json
-from synth.core.space import labels_to_onehot
+from synth.core.space import labels_to_onehot, top_class
 from synth.layouts.shape.net import ShapeNet, divergence, reconstruction
 
 WEIGHTS, FACTS = "shape.safetensors", "shape.json"
@@ -47,7 +47,7 @@ class ShapeModel:
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Returns the most probable labels (B, S, S) for codes (B, D)."""
-        return self.net.decode(codes).argmax(1)
+        return top_class(self.net.decode(codes))
 
     @torch.no_grad()
     def energy(self, labels: torch.Tensor) -> torch.Tensor:
