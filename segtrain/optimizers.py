@@ -19,5 +19,6 @@ def make_optimizer(net: nn.Module, settings: SegmentSettings, model: ModelSettin
                   {"params": list(net.encoder.parameters()), "lr": optim.lr * optim.encoder_lr}]
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay,
-                               nesterov=optim.nesterov)
-    return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
+                               nesterov=optim.nesterov, fused=True)
+    # Fused: a step of a hundred small tensors costs as much as a tenth of the network's, one by one, on a CPU.
+    return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)

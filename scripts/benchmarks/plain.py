@@ -39,7 +39,7 @@ class Plain:
         known = {id(p) for p in encoder} if model.weights else set()
         groups = [{"params": [p for p in self.net.parameters() if id(p) not in known], "lr": optim.lr}]
         groups += [{"params": encoder, "lr": optim.lr * optim.encoder_lr}] if known else []
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=optim.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=optim.weight_decay, fused=True)
         self.rates = [group["lr"] for group in groups]
 
     def batch(self, step: int, rank: int, n_ranks: int) -> Batch:

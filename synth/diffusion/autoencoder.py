@@ -59,14 +59,14 @@ class AutoencoderRecipe(Recipe):
         super().__init__()
         self.settings = settings
         self.nets["vae"] = vae
-        self.optimizers["vae"] = torch.optim.AdamW(vae.parameters(), lr=settings.lr, betas=(0.9, 0.99))
+        self.optimizers["vae"] = torch.optim.AdamW(vae.parameters(), lr=settings.lr, betas=(0.9, 0.99), fused=True)
         self.last_layer = vae.vae.decoder.conv_out.weight
         self.features = load_features(settings.features) if settings.perceptual_weight > 0 else None
         if settings.adversarial_weight > 0:
             net = build_discriminator(channels=vae.vae.config.in_channels, seed=settings.loop.seed)
             self.nets["discriminator"] = net
             self.optimizers["discriminator"] = torch.optim.AdamW(
-                net.parameters(), lr=settings.lr, betas=(0.5, 0.9))
+                net.parameters(), lr=settings.lr, betas=(0.5, 0.9), fused=True)
 
     def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
         """Updates the networks on unit images (B, C, H, W); returns the scalars of their losses."""

@@ -116,7 +116,7 @@ class DenoiserRecipe(Recipe):
         self.nets["unet"] = unet
         self.averages["unet"] = Ema(unet, decay=settings.ema_decay)
         self.optimizers["unet"] = torch.optim.AdamW(
-            unet.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.99))
+            unet.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.99), fused=True)
 
     def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
         """Updates the denoiser on latents (B, c, h, w) given as mean and log-variance; returns the scalar loss.

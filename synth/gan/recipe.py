@@ -66,9 +66,9 @@ class TranslateRecipe(Recipe):
         self.nets = {"translator": translator, "discriminator": discriminator}
         # SPADE's and OASIS's betas begin with 0, pix2pix's with 0.5 (there 0 is as good).
         betas = (0.5, 0.999) if settings.model == "pix2pix" else (0.0, 0.999)
-        self.optimizers = {
-            "translator": torch.optim.Adam(translator.parameters(), lr=settings.translator.lr, betas=betas),
-            "discriminator": torch.optim.Adam(discriminator.parameters(), lr=settings.discriminator.lr, betas=betas)}
+        lrs = {name: getattr(settings, name).lr for name in self.nets}
+        self.optimizers = {name: torch.optim.Adam(net.parameters(), lr=lrs[name], betas=betas, fused=True)
+                           for name, net in self.nets.items()}
         self.averages = {"translator": Ema(translator, decay=settings.translator.ema_decay)}
 
     def count(self, batch: Batch) -> dict[str, int]:

@@ -100,7 +100,7 @@ class SeamRecipe(Recipe):
     def __init__(self, net: SeamNet, *, lr: float) -> None:
         super().__init__()
         self.nets = {"seam": net}
-        self.optimizers = {"seam": torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)}
+        self.optimizers = {"seam": torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01, fused=True)}
 
     def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
         """Returns {"loss": ()}, after one step on a batch of "images" (B, C, H, W) and "keep" (B, H, W)."""

@@ -76,7 +76,7 @@ class RestyleRecipe(Recipe):
         super().__init__()
         self.settings, self.known, self.nets = settings, known, nets
         lrs = {name: getattr(settings, name).lr for name in nets}
-        self.optimizers = {name: torch.optim.Adam(net.parameters(), lr=lrs[name], betas=(0.5, 0.999))
+        self.optimizers = {name: torch.optim.Adam(net.parameters(), lr=lrs[name], betas=(0.5, 0.999), fused=True)
                            for name, net in nets.items()}
         self.averages = {"translator": Ema(nets["translator"], decay=settings.translator.ema_decay)}
 

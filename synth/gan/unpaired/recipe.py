@@ -123,11 +123,11 @@ class UnpairedRecipe(Recipe):
         drawing = [*both.translator.parameters(), *both.style.parameters()]
         drawn_by = {id(p) for p in drawing}
         labelling = [p for p in both.parameters() if id(p) not in drawn_by]
-        self.optimizers = {
-            "translators": torch.optim.Adam([{"params": drawing, "lr": settings.translator.lr},
-                                             {"params": labelling, "lr": settings.labeller.lr}], betas=(0.5, 0.999)),
-            "image_judge": torch.optim.Adam(images.parameters(), lr=settings.discriminator.lr, betas=(0.5, 0.999)),
-            "mask_judge": torch.optim.Adam(masks.parameters(), lr=shape.lr, betas=(0.5, 0.999))}
+        groups = {"translators": [{"params": drawing, "lr": settings.translator.lr},
+                                  {"params": labelling, "lr": settings.labeller.lr}],
+                  "image_judge": [{"params": list(images.parameters()), "lr": settings.discriminator.lr}],
+                  "mask_judge": [{"params": list(masks.parameters()), "lr": shape.lr}]}
+        self.optimizers = {k: torch.optim.Adam(some, betas=(0.5, 0.999), fused=True) for k, some in groups.items()}
         self.averages = {"labeller": Ema(both.labeller, decay=settings.labeller.ema_decay),
                          "translator": Ema(both.translator, decay=settings.translator.ema_decay),
                          "mask_judge": Ema(masks, decay=settings.labeller.ema_decay)}

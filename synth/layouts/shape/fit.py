@@ -77,7 +77,7 @@ class ShapeRecipe(Recipe):
     def __init__(self, net: ShapeNet, settings: ShapeSettings) -> None:
         super().__init__()
         self.settings, self.nets = settings, {"shape": net}
-        self.optimizers = {"shape": torch.optim.AdamW(net.parameters(), lr=settings.lr, weight_decay=1e-4)}
+        self.optimizers = {"shape": torch.optim.AdamW(net.parameters(), lr=settings.lr, weight_decay=1e-4, fused=True)}
         self.averages = {"shape": Ema(net, decay=settings.ema_decay)}
         self.n_classes = net.n_classes
 
