@@ -86,13 +86,15 @@ def gallery_items(outcome: Outcome | None, info: DataInfo, outlines: bool) -> li
                                                strict=True)]
 
 
-def _explain(gates: Gates) -> str:
-    lines = ["**Correlation** (novelty): the highest of the painted region with any training image; above the limit it "
-             "is rejected as a copy. A low strength keeps much of the old surrounding, so it comes close to it."]
+def _explain(gates: Gates, *, has_strength: bool) -> str:
+    lines = ["**Correlation** (novelty): the highest of what was drawn with any training image; above the limit it is "
+             "rejected as a copy."]
+    if has_strength:
+        lines[0] += " A low strength keeps much of the old surrounding, so it comes close to it."
     if gates.predict is None:
         return lines[0] + " Start with `--judge DIR` to see faithfulness and false foreground too."
     lines.insert(0, "**Faithfulness**: the judge's Dice with the mask, near the kept structure.")
-    lines.insert(1, "**False foreground**: share of the painted region where the judge is confident of another object; "
+    lines.insert(1, "**False foreground**: share of the drawn region where the judge is confident of another object; "
                     "up to the limit those pixels are set to ignore (red hatch), above it the pair is rejected.")
     return "  \n".join(lines)
 
@@ -265,5 +267,5 @@ def _results(studio: Studio) -> tuple[list[gr.components.Component], gr.Gallery,
     verdicts = gr.Dataframe(headers=["Seed", "Verdict", *(f"{COLUMNS[k]} {limit[k]}" for k in limit), "Reason"],
                             label="Gates", interactive=False, wrap=True, type="array", buttons=["copy"],
                             column_widths=[f"{w}%" for w in widths], elem_classes="gates")
-    gr.Markdown(f"<small>{_explain(studio.gates)}</small>")
+    gr.Markdown(f"<small>{_explain(studio.gates, has_strength=studio.has_steps)}</small>")
     return [source, mask, variants, verdicts, summary], variants, outlines
