@@ -91,6 +91,7 @@ def kept_hash(image: np.ndarray, mask: np.ndarray, settings: str = "{}") -> str:
 def _pairs(sources: Sources, painted: Painted, labels: np.ndarray, verdicts: list[Verdict],
            origin: Origin) -> Iterator[Pair]:
     groups, names = origin.labelled.groups, origin.labelled.ids
+    weights = dict(zip(names, origin.labelled.weights, strict=True)) if origin.labelled.weights else {}
     for i, row in enumerate(sources.rows):
         # Whose surroundings it shows comes first; then the painter's parent (a background, a lender of amplitudes), the
         # layout's, and whose amplitudes went into the source.
@@ -104,7 +105,9 @@ def _pairs(sources: Sources, painted: Painted, labels: np.ndarray, verdicts: lis
             seed=sources.seeds[i], generator=origin.generator, layout=sources.layouts[i], settings=origin.settings,
             kept_sha256=kept_hash(image, mask, origin.settings), scores=verdicts[i].scores,
             verdict="kept" if verdicts[i].kept else "rejected", reason=verdicts[i].reason)
-        yield Pair(f"{origin.prefix}-{sources.keys[i]}", parent_groups[0], image, mask, "synthetic", made)
+        # Its labels are its parents', and no surer than those of the least sure.
+        yield Pair(f"{origin.prefix}-{sources.keys[i]}", parent_groups[0], image, mask, "synthetic", made,
+                   min(weights.get(name, 1.0) for name in parents))
 
 
 def _judge(painted: Painted, keep_in: np.ndarray, gates: Gates | None, origin: Origin,

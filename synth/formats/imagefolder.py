@@ -19,7 +19,7 @@ from synth.core.pairs import ImageSet, Item, Pair
 from synth.formats.decode import encode_png
 from synth.formats.folder import read_files
 from synth.formats.info import write_info
-from synth.formats.rows import from_meta, to_meta
+from synth.formats.rows import from_meta, to_meta, weight_of
 from synth.formats.survey import Options, Source
 
 METADATA = "metadata.jsonl"
@@ -48,8 +48,7 @@ def write_imagefolder(pairs: ImageSet, out: Path, *, card: str = "") -> None:
         UserError: if `out` exists and is not empty, an id cannot be a file name, or the device is full.
     """
     def finish(folder: Path, written: list[Pair]) -> None:
-        lines = [json.dumps(_line(pair) | ({} if item.weight == 1 else {"weight": item.weight}), ensure_ascii=False)
-                 for pair, item in zip(written, pairs.items, strict=True)]
+        lines = [json.dumps(_line(pair), ensure_ascii=False) for pair in written]
         (folder / METADATA).write_text("\n".join(lines) + "\n", encoding="utf-8")
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
@@ -131,16 +130,8 @@ def _source(root: Path, row: dict[str, object], options: Options, where: str) ->
     mask = _inside(root, row, "mask_file_name", where) if options.labelled else None
     name = str(row.get("id") or image.stem)
     item = Item(name, str(row.get("group") or name), partial(read_files, image, mask, options),
-                str(row.get("origin") or "real"), from_meta(row), weight=_weight(row, where))
+                str(row.get("origin") or "real"), from_meta(row), weight=weight_of(row, where))
     return Source(item, str(image), str(mask or ""))
-
-
-def _weight(row: dict[str, object], where: str) -> float:
-    weight = row.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
-        raise UserError(where, rule=f"its weight {weight!r} is no number from 0 to 1", repair="mend it, or leave it out"
-                        )
-    return float(weight)
 
 
 def _inside(root: Path, row: dict[str, object], key: str, where: str) -> Path:
