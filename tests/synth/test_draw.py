@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from phantom import make_phantom
-from tiny import blind_judge, brightness_judge, files_of, half_strict, launch, squares, tiny_pipeline
+from tiny import blind_judge, files_of, half_strict, launch, squares, tiny_pipeline
 
 import synth
 from synth.core.checks import UserError
@@ -109,24 +109,6 @@ def test_accelerate_launch_with_two_processes_writes_the_same_bytes(tmp_path: Pa
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     assert "5 pairs kept of 5" in one.stdout and "5 pairs kept of 5" in two.stdout
-
-
-def test_a_drawn_pair_weighs_what_its_least_sure_parent_does_and_keeps_it_when_curated_and_exported(
-        tmp_path: Path) -> None:
-    weights = dict(zip(PAIRS.ids, (1.0, 0.9, 0.8, 0.7, 0.6, 0.5), strict=True))
-    real = PairSet([dataclasses.replace(i, weight=weights[i.id]) for i in PAIRS.items], PAIRS.info)
-    config = {**CONFIG, "layout": {"recombine": 0.5}}
-    made = synth.draw(PIPELINE, real, n=9, seed=3, out=tmp_path / "made", config=config)
-    assert any(len(item.made.parents) > 1 for item in made.items) and len(set(made.weights)) > 2
-    assert made.weights == tuple(min(weights[name] for name in item.made.parents) for item in made.items)
-    synth.write_imagefolder(made, tmp_path / "imagefolder")
-    synth.write_folder(made, tmp_path / "folder")
-    curated = synth.curate(tmp_path / "made", brightness_judge, None, real, out=tmp_path / "curated",
-                           config={"curate": {"ignore": 9, "min_agreement": 0}})
-    for found in (synth.load_pairs(tmp_path / "imagefolder"), synth.load_pairs(tmp_path / "folder"), curated):
-        assert {i.id: i.weight for i in found.items} == {i.id: i.weight for i in made.items}
-    plain = synth.draw(PIPELINE, PAIRS, n=2, seed=3, out=tmp_path / "plain", config=config)
-    assert plain.weights == ()
 
 
 def test_running_again_touches_nothing(made: tuple[PairSet, Path]) -> None:

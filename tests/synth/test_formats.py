@@ -77,16 +77,6 @@ def test_what_is_written_is_read_back(tmp_path: Path, writer: str, kind: tuple[i
     assert images.arrays(24).fingerprint() == pairs.arrays(24).without_masks().fingerprint()
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-def test_weights_are_read_back_from_every_format(tmp_path: Path, phantom_pairs: PairSet, writer: str) -> None:
-    wanted = [1.0, 0.0, 0.1 + 0.2, *[1 / 3] * (len(phantom_pairs) - 3)]
-    items = [dataclasses.replace(i, weight=w) for i, w in zip(phantom_pairs.items, wanted, strict=True)]
-    WRITERS[writer](PairSet(items, phantom_pairs.info), tmp_path / "set")
-    assert load_pairs(tmp_path / "set").weights == load_images(tmp_path / "set").weights == tuple(wanted)
-    WRITERS[writer](phantom_pairs, tmp_path / "plain")
-    assert load_pairs(tmp_path / "plain").weights == ()
-
-
 @pytest.mark.parametrize("writer", ["imagefolder", "shards"])
 def test_provenance_is_read_back(tmp_path: Path, phantom_pairs: PairSet, writer: str) -> None:
     wanted = [drawn(pair, i) for i, pair in enumerate(phantom_pairs)]
@@ -104,19 +94,6 @@ def test_provenance_is_read_back(tmp_path: Path, phantom_pairs: PairSet, writer:
     assert [p.made for p in loaded] == [p.made for p in wanted]
     assert {p.origin for p in loaded} == {"synthetic"}
     assert len(loaded.without_group(wanted[0].group)) == sum(p.group != wanted[0].group for p in wanted)
-
-
-def test_a_parquet_shard_says_what_is_no_weight_and_takes_sets_that_say_none(tmp_path: Path,
-                                                                             phantom_pairs: PairSet) -> None:
-    import pyarrow.parquet as pq
-    name = tmp_path / shard_name("train", 0, 1)
-    write_shard([dataclasses.replace(pair, weight=0.5) for pair in phantom_pairs], name)
-    whole = pq.read_table(name)
-    pq.write_table(whole.drop_columns("weight"), name)
-    assert load_pairs(tmp_path).weights == ()
-    pq.write_table(whole.drop_columns("weight").append_column("weight", [[1.5] * len(phantom_pairs)]), name)
-    with pytest.raises(UserError, match=rf"{phantom_pairs.ids[0]}.*weight 1.5 is no number from 0 to 1"):
-        load_pairs(tmp_path)
 
 
 def test_datasets_opens_shards(tmp_path: Path, phantom_pairs: PairSet) -> None:
