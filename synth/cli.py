@@ -82,7 +82,7 @@ def translate(generator: Path = typer.Argument(..., help="folder of a generator 
     """Show real unlabelled images in other styles: synth translate GENERATOR data.unlabelled=DIR out=DIR [style=NAME].
 
     Writes n=1 translation of each and, but for originals=false, the images themselves: a folder for data.unlabelled= of
-    segtrain. An image and its translations share a group.
+    segtrain. An image and its translations share a group. Running it again finishes what is missing.
     """
     from synth.commands.translate import run_translate
 

@@ -201,8 +201,8 @@ class Streams:
         batch = {"images": self._images(part, index, corners), "labels": labels, "seeds": seeds,
                  "synthetic": torch.full((len(draws),), made),
                  "rows": torch.tensor(index) + (len(self.labelled) if made else 0)}
-        if self.labelled.weights:  # a synthetic pair has the weight that its share and `w_syn` give it
-            batch["weights"] = torch.tensor([1.0 if made else self.labelled.weights[i] for i in index])
+        if self.labelled.weights or (self.synthetic and self.synthetic.weights):
+            batch["weights"] = torch.tensor([part.weights[i] if part.weights else 1.0 for i in index])
         batch |= {} if self.observers is None else {"observers": self._observers(labels, None if made else index)}
         return batch | ({"stacks": torch.tensor(stacks)} if self.stacks else {})
 

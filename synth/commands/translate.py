@@ -45,4 +45,5 @@ def run_translate(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> N
         images = ImageSet(images.items, info, where=images.where)
     found = translate_images(generator, images, out=required(out, "out", "data/translated"), n=n, seed=seed,
                              originals=originals != "false")
-    say(f"{out}: {len(found)} images, {len(images) * n} of them translated")
+    if found is not None:
+        say(f"{out}: {len(found)} images, {len(images) * n} of them translated")

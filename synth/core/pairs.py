@@ -74,7 +74,11 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Pair:
-    """One image, pixels (H, W) or (H, W, 3), and its label mask (H, W) uint8, None where it has none."""
+    """One image, pixels (H, W) or (H, W, 3), and its label mask (H, W) uint8, None where it has none.
+
+    Attributes:
+        weight: what it counts in training, 0 to 1.
+    """
 
     id: str
     group: str
@@ -82,6 +86,7 @@ class Pair:
     mask: np.ndarray | None
     origin: str = "real"
     made: Provenance | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -209,7 +214,7 @@ class ImageSet(Sequence[Pair]):
     def __getitem__(self, index: int) -> Pair:
         item = self.items[index]
         image, mask = item.read()
-        return Pair(item.id, item.group, image, mask, item.origin, item.made)
+        return Pair(item.id, item.group, image, mask, item.origin, item.made, item.weight)
 
     def __iter__(self) -> Iterator[Pair]:
         return (self[i] for i in range(len(self)))

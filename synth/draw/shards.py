@@ -91,6 +91,7 @@ def kept_hash(image: np.ndarray, mask: np.ndarray, settings: str = "{}") -> str:
 def _pairs(sources: Sources, painted: Painted, labels: np.ndarray, verdicts: list[Verdict],
            origin: Origin) -> Iterator[Pair]:
     groups, names = origin.labelled.groups, origin.labelled.ids
+    weights = dict(zip(names, origin.labelled.weights, strict=True)) if origin.labelled.weights else {}
     for i, row in enumerate(sources.rows):
         # Whose surroundings it shows comes first; then the painter's parent (a background, a lender of amplitudes), the
         # layout's, and whose amplitudes went into the source.
@@ -104,7 +105,9 @@ def _pairs(sources: Sources, painted: Painted, labels: np.ndarray, verdicts: lis
             seed=sources.seeds[i], generator=origin.generator, layout=sources.layouts[i], settings=origin.settings,
             kept_sha256=kept_hash(image, mask, origin.settings), scores=verdicts[i].scores,
             verdict="kept" if verdicts[i].kept else "rejected", reason=verdicts[i].reason)
-        yield Pair(f"{origin.prefix}-{sources.keys[i]}", parent_groups[0], image, mask, "synthetic", made)
+        # Its labels are its parents', and no surer than those of the least sure.
+        yield Pair(f"{origin.prefix}-{sources.keys[i]}", parent_groups[0], image, mask, "synthetic", made,
+                   min(weights.get(name, 1.0) for name in parents))
 
 
 def _judge(painted: Painted, keep_in: np.ndarray, gates: Gates | None, origin: Origin,
@@ -179,20 +182,32 @@ def shard_is_whole(out: Path, shard: int) -> bool:
     return True
 
 
-def write_shards(out: Path, plan: Plan, draw_one: Callable[[int], tuple[list[Pair], list[Pair]]]) -> None:
-    """Draws what is missing of this process's shards (index modulo number of processes)."""
+def write_missing(out: Path, n_shards: int, write_one: Callable[[int], dict[str, object]]) -> None:
+    """Writes what is missing of this process's shards (index modulo number of processes).
+
+    Args:
+        write_one: writes a shard, and returns its entry in the ledger: the hash of each of its `files`, and what else
+            is to be known when all are written.
+    """
     rank, n_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    for shard in range(rank, plan.n_shards, n_ranks):
-        if shard_is_whole(out, shard):
-            continue
+    for shard in range(rank, n_shards, n_ranks):
+        if not shard_is_whole(out, shard):
+            # The ledger comes last: a shard that is noted is whole.
+            write_json(ledger_path(out, shard), write_one(shard))
+
+
+def write_shards(out: Path, plan: Plan, draw_one: Callable[[int], tuple[list[Pair], list[Pair]]]) -> None:
+    """Draws what is missing of this process's shards, as `write_missing`."""
+    def write_one(shard: int) -> dict[str, object]:
         kept, rejected = draw_one(shard)
         files = {}
         for split, pairs in (("train", kept), ("rejected", rejected)):
             name = shard_name(split, shard, plan.n_shards)
             files[name] = write_shard(pairs, out / name)
-        # The ledger comes last: a shard that is noted is whole.
-        write_json(ledger_path(out, shard), {"files": files, "n_kept": len(kept), "n_rejected": len(rejected)})
         log.info("shard %d of %d: %d kept, %d rejected", shard + 1, plan.n_shards, len(kept), len(rejected))
+        return {"files": files, "n_kept": len(kept), "n_rejected": len(rejected)}
+
+    write_missing(out, plan.n_shards, write_one)
 
 
 def verify_shards(folder: str | Path) -> list[str]:

@@ -9,7 +9,7 @@ from synth.core.checks import UserError, check_unique
 from synth.core.pairs import DataInfo, ImageSet, PairSet
 from synth.formats.decode import encode_png, parse_mask_map
 from synth.formats.folder import folder_sources, image_files
-from synth.formats.imagefolder import METADATA, imagefolder_sources, write_folder, write_imagefolder
+from synth.formats.imagefolder import METADATA, check_finished, imagefolder_sources, write_folder, write_imagefolder
 from synth.formats.info import merge_like, read_declared
 from synth.formats.masks import MaskSet, load_masks
 from synth.formats.shards import read_shards, shard_name, shard_sources, write_dataset_files, write_shard
@@ -77,6 +77,7 @@ def _sources(root: Path, options: Options, split: str | None) -> list[Source]:
                         repair="drop split=")
     if (root / METADATA).is_file():
         return imagefolder_sources(root, options)
+    check_finished(root)
     if options.labelled and not (root / "images").is_dir():
         raise UserError(str(root), rule="neither images/ and masks/, nor metadata.jsonl, nor data/*.parquet is there"
                         + (", only images without masks" if image_files(root) else ""),

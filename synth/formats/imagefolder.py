@@ -8,21 +8,25 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from synth.core.checks import UserError
-from synth.core.pairs import ImageSet, Item, Pair
+from synth.core.files import RUN_FILE, replace_file, sha256, write_text
+from synth.core.pairs import DataInfo, ImageSet, Item, Pair
 from synth.formats.decode import encode_png
 from synth.formats.folder import read_files
 from synth.formats.info import write_info
-from synth.formats.rows import from_meta, to_meta
+from synth.formats.rows import from_meta, to_meta, weight_of
 from synth.formats.survey import Options, Source
 
 METADATA = "metadata.jsonl"
+
+PIECEWISE = "translated"
+"""Kind of a run that writes an imagefolder image by image, its metadata last."""
 
 _NO_PIXELS = np.empty((0, 0), np.uint8)
 
@@ -48,9 +52,7 @@ def write_imagefolder(pairs: ImageSet, out: Path, *, card: str = "") -> None:
         UserError: if `out` exists and is not empty, an id cannot be a file name, or the device is full.
     """
     def finish(folder: Path, written: list[Pair]) -> None:
-        lines = [json.dumps(_line(pair) | ({} if item.weight == 1 else {"weight": item.weight}), ensure_ascii=False)
-                 for pair, item in zip(written, pairs.items, strict=True)]
-        (folder / METADATA).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / METADATA).write_text(_lines([_line(pair) for pair in written]), encoding="utf-8")
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -97,10 +99,47 @@ def _write_whole(pairs: ImageSet, out: Path, finish: Callable[[Path, list[Pair]]
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_pair(pair: Pair, folder: Path) -> Pair:
-    if not pair.id or pair.id.startswith(".") or set(pair.id) & set('/\\:*?"<>|\0'):
-        raise UserError(f"id {pair.id!r}", rule="an id becomes a file name",
+def check_file_name(name: str) -> None:
+    """Returns nothing; raises UserError if the id `name` cannot be a file name."""
+    if not name or name.startswith(".") or set(name) & set('/\\:*?"<>|\0'):
+        raise UserError(f"id {name!r}", rule="an id becomes a file name",
                         repair="rename it without / \\ : * ? \" < > |")
+
+
+def put_image(pair: Pair, folder: Path) -> tuple[dict[str, str], dict[str, object]]:
+    """Returns path and SHA-256 of the file that the image of `pair` is written to, whole or not at all; and its row.
+
+    For a set too long to be written at once: `finish_imagefolder` then takes the rows.
+    """
+    name, data = f"images/{pair.id}.png", encode_png(pair.image)
+    replace_file(folder / name, lambda temporary: temporary.write_bytes(data))
+    return {name: sha256(data)}, _line(dataclasses.replace(pair, mask=None))
+
+
+def finish_imagefolder(folder: Path, info: DataInfo, rows: Sequence[dict[str, object]]) -> None:
+    """Writes dataset.json and then metadata.jsonl, with which the folder is whole."""
+    write_info(folder, info)
+    write_text(folder / METADATA, _lines(rows))
+
+
+def check_finished(root: Path) -> None:
+    """Returns nothing; raises if `root` holds the images of a run that has not ended, which nobody has listed yet.
+
+    Raises:
+        UserError: naming the folder: its images would else be taken for a plain folder's, each a group of its own.
+    """
+    marker = root / RUN_FILE
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")).get("kind") == PIECEWISE:
+        raise UserError(str(root), rule="not all of its images are written, so there is no metadata.jsonl yet",
+                        repair="run the same synth translate again, it resumes")
+
+
+def _lines(rows: Sequence[dict[str, object]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _write_pair(pair: Pair, folder: Path) -> Pair:
+    check_file_name(pair.id)
     (folder / "images" / f"{pair.id}.png").write_bytes(encode_png(pair.image))
     if pair.mask is not None:
         (folder / "masks").mkdir(exist_ok=True)
@@ -131,16 +170,8 @@ def _source(root: Path, row: dict[str, object], options: Options, where: str) ->
     mask = _inside(root, row, "mask_file_name", where) if options.labelled else None
     name = str(row.get("id") or image.stem)
     item = Item(name, str(row.get("group") or name), partial(read_files, image, mask, options),
-                str(row.get("origin") or "real"), from_meta(row), weight=_weight(row, where))
+                str(row.get("origin") or "real"), from_meta(row), weight=weight_of(row, where))
     return Source(item, str(image), str(mask or ""))
-
-
-def _weight(row: dict[str, object], where: str) -> float:
-    weight = row.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
-        raise UserError(where, rule=f"its weight {weight!r} is no number from 0 to 1", repair="mend it, or leave it out"
-                        )
-    return float(weight)
 
 
 def _inside(root: Path, row: dict[str, object], key: str, where: str) -> Path:

@@ -18,7 +18,7 @@ from synth.core.files import replace_file, sha256, write_text
 from synth.core.pairs import DataInfo, Item, Pair, PairSet
 from synth.formats.decode import decode_image, decode_mask, encode_png
 from synth.formats.info import read_declared, write_info
-from synth.formats.rows import META, from_meta, to_meta
+from synth.formats.rows import META, from_meta, to_meta, weight_of
 from synth.formats.survey import Options, Source, survey
 
 ROWS_PER_GROUP = 64
@@ -103,7 +103,8 @@ def _schema() -> pa.Schema:
     from datasets import Features, Image, List, Value
     texts, many = Value("string"), List(Value("string"))
     columns = {"image": Image(), "mask": Image(), **{name: texts for name in META}}
-    return Features({**columns, "parents": many, "parent_groups": many, "seed": Value("int64")}).arrow_schema
+    return Features({**columns, "parents": many, "parent_groups": many, "seed": Value("int64"),
+                     "weight": Value("float64")}).arrow_schema
 
 
 def _to_row(pair: Pair) -> dict[str, object]:
@@ -127,7 +128,7 @@ def _file_sources(path: Path, options: Options, *, split: str, n_before: int) ->
     for meta, place in zip(metas, places, strict=True):
         name = str(meta.get("id") or f"{split}-{n_before + len(sources):06d}")
         item = Item(name, str(meta.get("group") or name), functools.partial(_read_row, place, options),
-                    str(meta.get("origin") or "real"), from_meta(meta))
+                    str(meta.get("origin") or "real"), from_meta(meta), weight=weight_of(meta, f"{path}: {name}"))
         sources.append(Source(item, f"{path}, image of {name}", f"{path}, mask of {name}"))
     return sources
 

@@ -1,6 +1,8 @@
 """Runs a job whole, then again in another folder with kill -9 at random moments, and says how both ended.
 
-    python killed.py JOB FOLDER      JOB: loop | draw | fit. Leaves FOLDER/whole and FOLDER/killed, prints JSON.
+    python killed.py JOB FOLDER      JOB: loop | draw | fit | translate
+
+Leaves FOLDER/whole and FOLDER/killed, prints JSON.
 
 Each attempt is a forked process of its own; forking after the imports makes it cheap.
 """
@@ -20,7 +22,7 @@ import datasets  # noqa: F401 - as all imports: before the fork, or an attempt w
 import numpy as np
 import torch
 from phantom import make_phantom
-from tiny import FIT, half_strict, squares, tiny_pipeline
+from tiny import FIT, half_strict, squares, tiny_appearance, tiny_pipeline
 from torch import nn
 
 import synth
@@ -102,7 +104,13 @@ def fit_job(out: Path) -> None:
     synth.fit(FIT, make_phantom(6, size=32), unlabelled, out=out)
 
 
-JOBS: dict[str, Callable[[Path], None]] = {"loop": loop_job, "draw": draw_job, "fit": fit_job}
+def translate_job(out: Path) -> None:
+    """Translates 24 images four times each, in eight shards."""
+    synth.translate_images(tiny_appearance(), squares(24), n=4, seed=5, out=out)
+
+
+JOBS: dict[str, Callable[[Path], None]] = {"loop": loop_job, "draw": draw_job, "fit": fit_job,
+                                           "translate": translate_job}
 
 
 def start(job: Callable[[Path], None], out: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,18 @@ def test_training_counts_a_pair_by_its_weight(crowd: Path, tmp_path: Path) -> No
     assert segtrain.fit(config, pairs, out=tmp_path / "run").result.steps == 2
     whole = [item.__class__(**{**item.__dict__, "weight": 1.0}) for item in pairs.items]
     assert "weights" not in Streams.read(settings, type(pairs)(whole, pairs.info)).batches(0, 0, 1)
+
+
+def test_a_synthetic_pair_counts_by_its_weight_too(crowd: Path, tmp_path: Path) -> None:
+    merge_labels(crowd, out=tmp_path / "merged")
+    pairs = load_pairs(tmp_path / "merged")
+    plain, made = (type(pairs)([replace(item, id=f"{name}{item.id}", weight=weight) for item in pairs.items],
+                               pairs.info) for name, weight in (("p", 1.0), ("m", 0.25)))
+    settings = SegmentSettings(size=32, batch_size=4, synthetic_share=0.5)
+    batch = Streams.read(settings, plain, synthetic=made).batches(0, 0, 1)
+    assert batch["weights"].tolist() == [1.0, 1.0, 0.25, 0.25]
+    assert batch["synthetic"].tolist() == [False, False, True, True]
+    assert "weights" not in Streams.read(settings, plain, synthetic=plain).batches(0, 0, 1)
 
 
 def test_bad_input_is_named(crowd: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from interrupted import Killed, stopping
 from scipy.ndimage import gaussian_filter
-from tiny import APPEARANCE, files_of, launch, squares
+from tiny import APPEARANCE, files_of, squares
 from typer.testing import CliRunner
 
 import synth
@@ -207,14 +207,3 @@ def test_it_translates_between_two_scanners_and_objects_stay_where_they_are(tmp_
         kept = pipeline.draw(mine, [own] * 8, seeds=range(8))
         assert (kept - mine).abs().mean() < 0.5 * (made - mine).abs().mean(), "in its own style it hardly changes"
         assert edge_distance(mine, made) < 0.5 * edge_distance(mine, mine.roll(1, 0))
-
-
-@pytest.mark.slow
-def test_two_processes_fit_one_translator(tmp_path: Path) -> None:
-    synth.write_folder(PAIRS, tmp_path / "labelled")
-    (tmp_path / "fit.yaml").write_text(json.dumps(APPEARANCE))  # JSON is YAML
-    done = launch(["-m", "synth.cli", "fit", tmp_path / "fit.yaml", f"data.labelled={tmp_path}/labelled",
-                   f"out={tmp_path}/run"], n_processes=2)
-    assert done.returncode == 0, done.stderr
-    last = json.loads((tmp_path / "run" / "appearance_run" / "stats.jsonl").read_text().splitlines()[-1])
-    assert last["images_seen"] == 24 and synth.load_generator(tmp_path / "run").styles == ("A", "B")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from interrupted import Killed, stopping
 from phantom import make_phantom
-from tiny import TRANSLATE, files_of, launch
+from tiny import TRANSLATE, files_of
 
 import synth
 from synth.core.checks import IGNORE, UserError
@@ -143,20 +143,6 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_pat
 def test_unlabelled_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="labelled pairs alone"):
         synth.fit(TRANSLATE, PAIRS, PAIRS, out=tmp_path / "run")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["pix2pix", "oasis"])
-def test_two_processes_fit_one_translator(tmp_path: Path, model: str) -> None:
-    synth.write_folder(PAIRS, tmp_path / "labelled")
-    (tmp_path / "fit.yaml").write_text(json.dumps({**TRANSLATE, "model": model}))  # JSON is YAML
-    done = launch(["-m", "synth.cli", "fit", tmp_path / "fit.yaml", f"data.labelled={tmp_path}/labelled", *OPEN,
-                   f"out={tmp_path}/run"], n_processes=2)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(" px") == 1, "one voice"
-    last = json.loads((tmp_path / "run" / "translator_run" / "stats.jsonl").read_text().splitlines()[-1])
-    assert last["images_seen"] == 24, "as many images as one process sees"
-    assert synth.load_generator(tmp_path / "run").size == 32
 
 
 @pytest.mark.parametrize("name", ["translate.yaml", "tiny/translate.yaml"])

@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from synth.core.checks import IGNORE, UserError
@@ -91,12 +93,11 @@ class ShapeRecipe(Recipe):
 
     def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
         """Updates the network once on labels (B, S, S); returns both parts of the loss, nats per pixel, scalars."""
-        net = getattr(self.nets["shape"], "module", self.nets["shape"])
         onehot = labels_to_onehot(batch["labels"], self.n_classes)
-        mean, logvar = net.encode(onehot)
-        code = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
+        noise = torch.randn(len(onehot), self.settings.latents, device=onehot.device)
+        logprob, mean, logvar = self.nets["shape"](onehot, noise)
         n = onehot[0, 0].numel()
-        error, kl = reconstruction(onehot, net.decode(code)).mean() / n, divergence(mean, logvar).mean() / n
+        error, kl = reconstruction(onehot, logprob).mean() / n, divergence(mean, logvar).mean() / n
         self.optimizers["shape"].zero_grad(set_to_none=True)
         self.backward(error + self.settings.kl_weight * kl)
         self.clip(self.nets["shape"].parameters(), 1.0)
@@ -142,10 +143,15 @@ def fit_shape(settings: ShapeSettings, labelled: PairSet, unlabelled: ImageSet |
     """Returns the shape model of the label maps of training pairs, saved in `out`; running again resumes.
 
     Raises:
-        UserError: if no map shows foreground, `out` holds another run, or there are images without masks.
+        UserError: if no map shows foreground, `out` holds another run, there are images without masks, or the batch
+            cannot be shared out evenly.
     """
     if unlabelled is not None:
         raise UserError("data.unlabelled", rule="a shape model learns from masks alone", repair="leave it out")
+    n_ranks = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes
+    if settings.batch_size % n_ranks:
+        raise UserError(f"batch_size={settings.batch_size}", rule=f"it is no multiple of the {n_ranks} processes",
+                        repair="change it or the number of processes")
     arrays = labelled.arrays(settings.size)
     there = ((arrays.masks > 0) & (arrays.masks != IGNORE)).any((1, 2))
     if not there.any():
@@ -156,7 +162,10 @@ def fit_shape(settings: ShapeSettings, labelled: PairSet, unlabelled: ImageSet |
     claim_folder(out, kind="shape", identity={"settings": identity, "labelled": arrays.fingerprint()})
     if not (out / FACTS).exists():
         save_config(settings, out / "config.yaml")
-        _train(settings, arrays, out).save(out)
+        model = _train(settings, arrays, out)
+        if PartialState().is_main_process:
+            model.save(out)
+        PartialState().wait_for_everyone()
     return ShapeModel.load(out)
 
 

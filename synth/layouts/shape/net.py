@@ -32,6 +32,15 @@ class ShapeNet(nn.Module):
                                  zip(widths[::-1], (*widths[-2::-1], widths[0]), strict=True)])
         self.last = nn.Conv2d(widths[0], n_classes, 3, padding=1)
 
+    def forward(self, onehot: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns log-probabilities (B, K, S, S) of one-hot maps (B, K, S, S), and their codes' mean and log-variance.
+
+        Args:
+            noise: normal, (B, D): which code of each map's distribution is decoded.
+        """
+        mean, logvar = self.encode(onehot)
+        return self.decode(mean + noise * (0.5 * logvar).exp()), mean, logvar
+
     def encode(self, onehot: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns mean and log-variance, both (B, D), of the codes of one-hot label maps (B, K, S, S)."""
         mean, logvar = self.to_code(self.down(onehot).flatten(1)).chunk(2, 1)
