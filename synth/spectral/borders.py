@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -54,11 +55,16 @@ def extend(images: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
 
 
 def _margin(images: torch.Tensor, margin: int, axis: int) -> torch.Tensor:
-    n = images.shape[axis]
-    near = images.narrow(axis, n - 1 - margin, margin).flip(axis)
-    far = images.narrow(axis, 1, margin).flip(axis)
-    steps = torch.arange(1, margin + 1, device=images.device, dtype=images.dtype) / (margin + 1)
-    return torch.lerp(near, far, (0.5 - 0.5 * torch.cos(torch.pi * steps)).view(-1, *(1,) * (-axis - 1)))
+    near, far, share = _fading(images.shape[axis], margin, images.dtype, str(images.device))
+    return torch.lerp(images.index_select(axis, near), images.index_select(axis, far),
+                      share.view(-1, *(1,) * (-axis - 1)))
+
+
+@lru_cache(maxsize=32)
+def _fading(n: int, margin: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    # Which of n pixels a margin mirrors at the near border and at the far one, and the share of the latter, (margin,).
+    step = torch.arange(1, margin + 1, device=device)
+    return n - 1 - step, margin + 1 - step, (0.5 - 0.5 * torch.cos(torch.pi * step / (margin + 1))).to(dtype)
 
 
 def fill_frame(images: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:

@@ -22,8 +22,8 @@ CODED_EPS = 1e-6
 NOTHING = 1e-6
 """A ring with less than this share of its image's amplitude holds rounding errors only, and is left as it is."""
 
-CACHED = 1 << 19
-"""Values that a CPU transforms at a time: two RGB images of 256 px. Larger batches fall out of its cache."""
+CACHED = 1 << 18
+"""Values that a CPU transforms at a time: an RGB image of 256 px. Larger batches fall out of its cache."""
 
 
 class MatchSettings(Settings):
@@ -88,11 +88,7 @@ def match_amplitude(images: torch.Tensor, prior: FrequencyPrior, params: Match) 
     strength = params.strength.to(device=images.device, dtype=torch.float32)[:, None, None]
     if params.settings.form == "coded":
         return _coded(images, target, strength)
-    n = max(1, CACHED // images[0].numel()) if images.device.type == "cpu" and len(images) else max(1, len(images))
-    inside = view_within(images, params.settings.border)  # for all at once: what is small costs by the call
-    views = [None] * len(images.split(n)) if inside is None else inside.split(n)
-    parts = zip(images.split(n), views, strength.split(n), strict=True)
-    return torch.cat([_ratio(some, view, target, own, params.settings) for some, view, own in parts])
+    return _ratio(images, target, strength, params.settings)
 
 
 def _target(images: torch.Tensor, prior: FrequencyPrior, settings: MatchSettings) -> torch.Tensor:
@@ -133,22 +129,29 @@ def ratio_gains(own: torch.Tensor, target: torch.Tensor, strength: torch.Tensor,
     level = 2.0 if settings.keep == "nothing" else mass / target[..., 1:].sum(-1, keepdim=True).clamp_min(1e-30)
     ratio = (target * level) / own.clamp_min(1e-30)  # a prior measures values in [0, 1]: half as high as in [-1, 1]
     gains = ratio.pow(strength).clamp(1 / settings.limit, settings.limit)
-    gains = torch.where((own > NOTHING * mass) & (strength > 0), gains, 1.0)
+    gains = torch.where(own > NOTHING * mass, gains, 1.0)
     if settings.keep == "contrast":
         # The radial means stand for the amplitudes of their rings: one reduction less than the exact energies.
         energy = counts[1:] * own[..., 1:].square()
         after = (energy * gains[..., 1:].square()).sum(-1, keepdim=True)
         gains = gains * torch.where(after > 0, energy.sum(-1, keepdim=True) / after, 1.0).sqrt()
-    return torch.cat([torch.ones_like(gains[..., :1]), gains[..., 1:]], dim=-1)
+    gains[..., 0] = 1
+    return gains
 
 
-def _ratio(images: torch.Tensor, inside: torch.Tensor | None, target: torch.Tensor, strength: torch.Tensor,
-           settings: MatchSettings) -> torch.Tensor:
-    spectrum = spectrum_within(images, inside, settings.border)
-    grid = spectrum.grid()
-    own = ring_means(amplitude_of(spectrum.coefficients), grid)
-    gains = ratio_gains(own, at_rings(target, grid.n_rings), strength, settings, grid.counts[:-1])
-    return spectrum.close(spectrum.scaled(gains))
+def _ratio(images: torch.Tensor, target: torch.Tensor, strength: torch.Tensor, settings: MatchSettings) -> torch.Tensor:
+    n = max(1, CACHED // images[0].numel()) if images.device.type == "cpu" and len(images) else max(1, len(images))
+    inside = view_within(images, settings.border)  # for all at once: what is small costs by the call
+    views = [None] * len(images.split(n)) if inside is None else inside.split(n)
+    made = torch.empty_like(images, memory_format=torch.contiguous_format)
+    for some, view, exponent, out in zip(images.split(n), views, strength.split(n), made.split(n), strict=True):
+        spectrum = spectrum_within(some, view, settings.border)
+        grid = spectrum.grid()
+        target = at_rings(target, grid.n_rings)
+        own = ring_means(amplitude_of(spectrum.coefficients), grid)
+        gains = ratio_gains(own, target, exponent, settings, grid.counts[:-1])
+        spectrum.close(spectrum.coefficients.mul_(to_coefficients(gains, grid)), out=out)
+    return made
 
 
 def _coded(images: torch.Tensor, target: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:

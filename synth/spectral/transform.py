@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from synth.core.checks import UserError
@@ -19,7 +20,8 @@ class Spectrum:
     """The Fourier coefficients of images, and what is needed to turn them back into images.
 
     Attributes:
-        coefficients: (B, C, h, w // 2 + 1) complex64, orthonormal, of the extended images.
+        coefficients: (B, C, h, w // 2 + 1) complex64, orthonormal, of the extended images; on a CPU, columns lie one
+            after the other in memory, as the transform along them leaves them and the one back takes them.
         shape: (h, w) of the extended images. images: the unit images (B, C, H, W) they came from.
         inside: (B, 1, H, W) bool, the field of view; None = everything. border: how borders are treated.
     """
@@ -39,14 +41,19 @@ class Spectrum:
         gains = to_coefficients(gains, self.grid())[..., None]  # a complex product would first make them complex
         return torch.view_as_complex(torch.view_as_real(self.coefficients) * gains)
 
-    def close(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Returns unit images (B, C, H, W) of changed coefficients (B, C, h, w // 2 + 1), the frame untouched."""
+    def close(self, coefficients: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns unit images (B, C, H, W) of changed coefficients (B, C, h, w // 2 + 1), the frame untouched.
+
+        Args:
+            out: where to write them, of the images' shape and dtype; None = new memory.
+        """
         height, width = self.images.shape[-2:]
         # Column by column first: the rows of the margin need not be transformed at all.
         rows = torch.fft.ifft(coefficients, dim=-2, norm="ortho")[..., :height, :]
         made = torch.fft.irfft(rows, n=self.shape[1], norm="ortho")[..., :width]
-        made = (made.clamp(-1, 1) if self.border.clamp else made).to(self.images.dtype)
-        return made.contiguous() if self.inside is None else torch.where(self.inside, made, self.images)
+        out = torch.empty_like(self.images, memory_format=torch.contiguous_format) if out is None else out
+        out.copy_(made.clamp(-1, 1) if self.border.clamp else made)
+        return out if self.inside is None else torch.where(self.inside, out, self.images, out=out)
 
 
 def check_unit(images: torch.Tensor, name: str = "images") -> None:
@@ -105,14 +112,16 @@ def spectrum_within(images: torch.Tensor, inside: torch.Tensor | None, border: B
     values = images.float()  # a Fourier transform of half precision exists on some devices only
     filled = values if inside is None else fill_frame(values, inside)
     shape = tuple(padded_side(side, border.pad) for side in images.shape[-2:])
-    coefficients = torch.fft.rfft2(extend(filled, shape), norm="ortho")
+    rows = torch.fft.rfft(extend(filled, shape), norm="ortho")
+    coefficients = torch.fft.fft(rows, dim=-2, norm="ortho")
     return Spectrum(coefficients, shape, images, inside, border)
 
 
 def amplitude_of(coefficients: torch.Tensor) -> torch.Tensor:
     """Returns the amplitudes |F| of complex coefficients (..., h, w), real, same shape."""
-    # abs() of complex numbers guards against overflow, at twice the time; amplitudes of images are small.
-    return coefficients.real.square().addcmul_(coefficients.imag, coefficients.imag).sqrt_()
+    if coefficients.device.type == "cpu" and not coefficients.requires_grad:
+        return torch.from_numpy(np.abs(coefficients.numpy()))  # several times as fast as torch's
+    return coefficients.abs()
 
 
 def energy_of(coefficients: torch.Tensor, grid: Grid) -> torch.Tensor:
