@@ -36,12 +36,12 @@ from common import (
 )
 
 from segtrain.compare.prepare import prepare
+from synth.core.device import rows_at_a_time
 from synth.core.pairs import DataInfo, ImageSet, Item
 from synth.core.rng import sample_rng
 from synth.core.space import pixels_to_unit
 from synth.spectral import Border, FrequencyPrior, MatchSettings, SwapSettings, draw_match, draw_swap, match_amplitude
 from synth.spectral.borders import extend, padded_side
-from synth.spectral.match import CACHED
 from synth.spectral.swap import swap_amplitude
 
 BETA = 0.05
@@ -116,7 +116,7 @@ def timings(images: torch.Tensor, *, rounds: int) -> dict[str, Timing]:
     whole = extend(images, (side, side))
     calls: dict[str, Callable[[int], object]] = {
         "fft_once": lambda _: fft_pair(whole, n=n),
-        "fft_parts": lambda _: fft_pair(whole, n=max(1, CACHED // images[0].numel())),
+        "fft_parts": lambda _: fft_pair(whole, n=rows_at_a_time(images)),
         "match": lambda _: match_amplitude(images, prior, match),
         "match_framed": lambda _: match_amplitude(dark, prior, match),
         "fda": lambda _: swap_amplitude(images, references, swap),

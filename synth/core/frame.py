@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from synth.core.device import rows_at_a_time
+
 TOLERANCE = 0.06
 """How far a pixel of a frame may be from the frame's level, share of the image's own intensity range."""
 PLATEAU = 0.75
@@ -90,7 +92,7 @@ def field_of_view(images: torch.Tensor) -> torch.Tensor | None:
     time on a coarse grid. To be one, it must cover some but not most of the image, and leave a compact view.
     """
     step = max(1, min(images.shape[-2:]) // COARSE)
-    some = _brightest(images[..., ::step, ::step])
+    some = _brightest(images[..., ::step, ::step]).contiguous().cpu()  # so little is looked at faster there
     low = some.amin((1, 2))
     reach = TOLERANCE * (some.amax((1, 2)) - low)
     corners = torch.cat([some[:, y, x].flatten(1) for y, x in _corners(some.shape[1:])], 1)
@@ -102,14 +104,21 @@ def field_of_view(images: torch.Tensor) -> torch.Tensor | None:
     rows, frame = rows[found], frame[found]
     core = grown_from_corners(voted(some[rows] <= (level + 0.5 * reach)[rows, None, None]))
     found = is_plateau(core, frame)
-    rows, frame = rows[found], frame[found]
-    if not len(rows):
+    if not found.any():
         return None
-    inside = torch.ones_like(images[:, 0], dtype=torch.bool)
-    bright = _brightest(images if len(rows) == len(images) else images[rows])
-    dark = voted(bright <= (level + reach)[rows, None, None])
-    inside[rows] = ~(_refined(frame, step, images.shape[-2:]) & dark)
-    return inside[:, None]
+    coarse = torch.zeros_like(some, dtype=torch.bool)
+    coarse[rows[found]] = frame[found]
+    return _full_size(images, coarse, level + reach, step)[:, None]
+
+
+def _full_size(images: torch.Tensor, coarse: torch.Tensor, bound: torch.Tensor, step: int) -> torch.Tensor:
+    # What is no frame (B, H, W): frames `coarse` were found on every `step`-th pixel, and are no brighter than `bound`.
+    inside, n = torch.ones_like(images[:, 0], dtype=torch.bool), rows_at_a_time(images)
+    for some, area, most, out in zip(*(x.split(n) for x in (images, coarse, bound, inside)), strict=True):
+        if area.any():
+            dark = voted(_brightest(some) <= most.to(images.device)[:, None, None])
+            torch.logical_not(_refined(area.to(images.device), step, images.shape[-2:]) & dark, out=out)
+    return inside
 
 
 def _brightest(images: torch.Tensor) -> torch.Tensor:
@@ -126,14 +135,14 @@ def _refined(coarse: torch.Tensor, step: int, shape: torch.Size) -> torch.Tensor
 
 
 def _leaves_a_view(frame: torch.Tensor) -> torch.Tensor:
-    share, view = frame.float().mean((1, 2)), ~frame
+    view = ~frame.numpy()  # torch takes long to reduce bools
+    left = view.mean((1, 2))
     box = _extent(view.any(2)) * _extent(view.any(1))
-    return (share >= MIN_SHARE) & (share <= ROOF) & (view.sum((1, 2)) >= MIN_FILL * box)
+    return torch.from_numpy((1 - left >= MIN_SHARE) & (1 - left <= ROOF) & (view.sum((1, 2)) >= MIN_FILL * box))
 
 
-def _extent(used: torch.Tensor) -> torch.Tensor:
-    n, used = used.shape[1], used.to(torch.uint8)
-    return n - used.argmax(1) - used.flip(1).argmax(1)
+def _extent(used: np.ndarray) -> np.ndarray:
+    return used.shape[1] - used.argmax(1) - used[:, ::-1].argmax(1)
 
 
 def voted(region: torch.Tensor) -> torch.Tensor:
@@ -145,10 +154,10 @@ def _votes(region: torch.Tensor) -> torch.Tensor:
     # How many of 3 x 3 pixels have it, (N, H, W) uint8; borders are continued.
     votes = region.view(torch.uint8) if region.is_contiguous() else region.to(torch.uint8)
     for axis in (1, 2):  # sums of bytes, far cheaper than means of floats
-        n = votes.shape[axis]
-        first, last = votes.narrow(axis, 0, 1), votes.narrow(axis, n - 1, 1)
-        before, after = votes.narrow(axis, 0, n - 1), votes.narrow(axis, 1, n - 1)
-        votes = (votes + torch.cat([first, before], axis)).add_(torch.cat([after, last], axis))
+        n, sums = votes.shape[axis], votes.clone()
+        for to, of, length in ((1, 0, n - 1), (0, 1, n - 1), (0, 0, 1), (n - 1, n - 1, 1)):
+            sums.narrow(axis, to, length).add_(votes.narrow(axis, of, length))
+        votes = sums
     return votes
 
 
