@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -134,17 +135,18 @@ def ratio_gains(own: torch.Tensor, target: torch.Tensor, strength: torch.Tensor,
         target: whose rings but the first add up to 1, or to its level under keep "nothing". strength: (B, 1, 1).
         counts: coefficients in each ring, (R,).
     """
-    mass = own[..., 1:].sum(-1, keepdim=True)
-    wanted = target if settings.keep == "nothing" else target * mass
-    gains = (wanted / own.clamp_min(LEAST)).pow_(strength).clamp_(1 / settings.limit, settings.limit)
-    gains = torch.where(own > NOTHING * mass, gains, 1.0)
+    rings, levels, exponent, n = (x.cpu().numpy() for x in (own, target, strength, counts))  # too little for torch
+    mass = rings[..., 1:].sum(-1, keepdims=True)
+    wanted = levels if settings.keep == "nothing" else levels * mass
+    gains = ((wanted / rings.clip(LEAST)) ** exponent).clip(1 / settings.limit, settings.limit)
+    gains[rings <= NOTHING * mass] = 1
     if settings.keep == "contrast":
         # The radial means stand for the amplitudes of their rings: one reduction less than the exact energies.
-        root = own * counts.sqrt()
-        before, after = (torch.linalg.vector_norm(x[..., 1:], dim=-1, keepdim=True) for x in (root, root * gains))
-        gains *= (before + LEAST) / (after + LEAST)
+        energy = (n * rings * rings)[..., 1:]
+        before, after = energy.sum(-1, keepdims=True), (energy * np.square(gains[..., 1:])).sum(-1, keepdims=True)
+        gains *= np.sqrt((before + LEAST) / (after + LEAST))
     gains[..., 0] = 1
-    return gains
+    return torch.from_numpy(gains).to(own.device)
 
 
 def _ratio(images: torch.Tensor, target: torch.Tensor, strength: torch.Tensor, settings: MatchSettings) -> torch.Tensor:

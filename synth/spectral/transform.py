@@ -52,7 +52,9 @@ class Spectrum:
         rows = torch.fft.ifft(coefficients, dim=-2, norm="ortho")[..., :height, :]
         made = torch.fft.irfft(rows, n=self.shape[1], norm="ortho")[..., :width]
         out = torch.empty_like(self.images, memory_format=torch.contiguous_format) if out is None else out
-        out.copy_(made.clamp(-1, 1) if self.border.clamp else made)
+        out.copy_(made)
+        if self.border.clamp:
+            out.clamp_(-1, 1)
         return out if self.view is None else torch.where(self.view.inside, out, self.images, out=out)
 
 
