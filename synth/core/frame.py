@@ -89,7 +89,8 @@ def field_of_view(images: torch.Tensor) -> torch.Tensor | None:
     """Returns which pixels of unit images (B, C, H, W) belong to the picture, (B, 1, H, W) bool; None if all do.
 
     The frames of `detect_frame` that are near the darkest value of their image in every channel, found for a batch at a
-    time on a coarse grid. To be one, it must cover some but not most of the image, and leave a compact view.
+    time on a coarse grid, whose darkest and brightest pixel stand for the image's range. To be one, it must cover some
+    but not most of the image, and leave a compact view.
     """
     step = max(1, min(images.shape[-2:]) // COARSE)
     some = _brightest(images[..., ::step, ::step]).contiguous().cpu()  # so little is looked at faster there

@@ -114,7 +114,10 @@ def _near(n: int, dtype: torch.dtype, device: str) -> torch.Tensor:
 
 
 def fill_frame(images: torch.Tensor, view: View) -> torch.Tensor:
-    """Returns images (B, C, H, W) with all but the picture filled smoothly from it: between the cells of `view`."""
+    """Returns images (B, C, H, W) with all but the picture filled smoothly from it: linear between the cells of `view`.
+
+    Coarse on purpose: next to its rim a picture is continued by means over cells of 1 / 32 to 1 / 63 of the side.
+    """
     smooth, factor = view.coarse, cell_px(images.shape[-2:])
     share = (torch.arange(factor, device=images.device, dtype=images.dtype) + 0.5) / factor
     for axis in (-1, -2):  # rows last: whole rows are blended at a time

@@ -74,8 +74,11 @@ def draw_match(rngs: Sequence[torch.Generator], settings: MatchSettings) -> Matc
     return Match(drawn_between(rngs, settings.strength, p=settings.p, name="strength", bounds=(0.0, 1.0)), settings)
 
 
+@torch.no_grad()
 def match_amplitude(images: torch.Tensor, prior: FrequencyPrior, params: Match) -> torch.Tensor:
     """Returns unit images (B, C, H, W) with their amplitudes drawn towards those of `prior`; phases are untouched.
+
+    No gradient passes.
 
     "ratio": A'(u, v) = A(u, v) (T(r) / P(r))^s, with P the image's own radial mean amplitude, T the prior's at the same
     frequency, s the strength; see `MatchSettings` for its level. The image's directions and its mean brightness stay,

@@ -51,11 +51,11 @@ class Spectrum:
         # Column by column first: the rows of the margin need not be transformed at all.
         rows = torch.fft.ifft(coefficients, dim=-2, norm="ortho")[..., :height, :]
         made = torch.fft.irfft(rows, n=self.shape[1], norm="ortho")[..., :width]
-        out = torch.empty_like(self.images, memory_format=torch.contiguous_format) if out is None else out
-        out.copy_(made)
+        whole = torch.empty_like(self.images, memory_format=torch.contiguous_format) if out is None else out
+        whole.copy_(made)
         if self.border.clamp:
-            out.clamp_(-1, 1)
-        return out if self.view is None else torch.where(self.view.inside, out, self.images, out=out)
+            whole.clamp_(-1, 1)
+        return whole if self.view is None else torch.where(self.view.inside, whole, self.images, out=out)
 
 
 def finest_grid(shape: tuple[int, int], device: torch.device, *, n_sectors: int = 1) -> Grid:
