@@ -4,8 +4,10 @@
 
 `ratio/match_over_fft` is seconds of `match_amplitude` (form ratio, all defaults) over those of one forward and one
 inverse transform of the same images with the same margin, in the faster of one call and as many calls as the match
-makes. `_framed` is the same with a dark frame drawn round each image, as an endoscope's. `ratio/ours_over_numpy_fda` is
-our images per second over those of an FDA loop in plain NumPy, one image and one full complex transform at a time.
+makes. The match returns images in memory of its own, the results of the transforms are dropped. About half of the
+template's slices have black corners that are found to be frames, so that this row pays for frames too. `_framed` is the
+same with a dark frame drawn round each image, as an endoscope's. `ratio/ours_over_numpy_fda` is our images per second
+over those of an FDA loop in plain NumPy, one image and one full complex transform at a time.
 `rss_mb/N` is the peak memory of a process that fits a prior on N images, which are made when asked for.
 """
 
