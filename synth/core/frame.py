@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
+
+from synth.core.device import rows_at_a_time
 
 TOLERANCE = 0.06
 """How far a pixel of a frame may be from the frame's level, share of the image's own intensity range."""
@@ -26,6 +29,8 @@ MIN_FILL = 0.6
 """Share of its bounding box that a field of view fills (a disc fills 0.79); scattered objects fill less."""
 COARSE = 64
 """Pixels of the shorter side, about, on which `field_of_view` looks for frames."""
+WITHIN_IMAGES = np.stack([np.zeros((3, 3)), ndimage.generate_binary_structure(2, 1), np.zeros((3, 3))])
+"""Pixels of a batch (N, H, W) that touch: by sides, and none of another image."""
 
 
 def detect_frame(pixels: np.ndarray) -> np.ndarray:
@@ -84,58 +89,77 @@ def field_of_view(images: torch.Tensor) -> torch.Tensor | None:
     """Returns which pixels of unit images (B, C, H, W) belong to the picture, (B, 1, H, W) bool; None if all do.
 
     The frames of `detect_frame` that are near the darkest value of their image in every channel, found for a batch at a
-    time on a coarse grid. To be one, it must cover some but not most of the image, and leave a compact view.
+    time on a coarse grid, whose darkest and brightest pixel stand for the image's range. To be one, it must cover some
+    but not most of the image, and leave a compact view.
     """
-    bright = images.amax(1)
-    step = max(1, min(bright.shape[-2:]) // COARSE)
-    some = bright[:, ::step, ::step]
-    low = bright.amin((1, 2))
-    reach = TOLERANCE * (bright.amax((1, 2)) - low)
-    corners = torch.where(_near_corners(some <= (low + 2 * reach)[:, None, None]), some, torch.nan).flatten(1)
-    level = corners.nanmedian(1).values  # nan without a dark corner, which no pixel is below
-    core, frame = (voted(some <= (level + k * reach)[:, None, None]) for k in (0.5, 1))
-    rows = ((reach > 0) & frame.any(2).any(1)).nonzero()[:, 0]
-    if not len(rows):
-        return None
-    core, frame = grown_from_corners(core[rows]), grown_from_corners(frame[rows])
-    found = is_plateau(core, frame) & _leaves_a_view(frame)
+    step = max(1, min(images.shape[-2:]) // COARSE)
+    some = _brightest(images[..., ::step, ::step]).contiguous().cpu()  # so little is looked at faster there
+    low = some.amin((1, 2))
+    reach = TOLERANCE * (some.amax((1, 2)) - low)
+    corners = torch.cat([some[:, y, x].flatten(1) for y, x in _corners(some.shape[1:])], 1)
+    # nan without a dark corner, which no pixel is below
+    level = torch.where(corners <= (low + 2 * reach)[:, None], corners, torch.nan).nanmedian(1).values
+    rows = ((reach > 0) & ~level.isnan()).nonzero()[:, 0]
+    frame = grown_from_corners(voted(some[rows] <= (level + reach)[rows, None, None]))
+    found = _leaves_a_view(frame)
     rows, frame = rows[found], frame[found]
-    if not len(rows):
+    core = grown_from_corners(voted(some[rows] <= (level + 0.5 * reach)[rows, None, None]))
+    found = is_plateau(core, frame)
+    if not found.any():
         return None
-    inside = torch.ones_like(bright, dtype=torch.bool)
-    dark = voted(bright[rows] <= (level + reach)[rows, None, None])
-    inside[rows] = ~(_refined(frame, step, bright.shape[-2:]) & dark)
-    return inside[:, None]
+    coarse = torch.zeros_like(some, dtype=torch.bool)
+    coarse[rows[found]] = frame[found]
+    return _full_size(images, coarse, level + reach, step)[:, None]
+
+
+def _full_size(images: torch.Tensor, coarse: torch.Tensor, bound: torch.Tensor, step: int) -> torch.Tensor:
+    # What is no frame (B, H, W): frames `coarse` were found on every `step`-th pixel, and are no brighter than `bound`.
+    inside, n = torch.ones_like(images[:, 0], dtype=torch.bool), rows_at_a_time(images)
+    for some, area, most, out in zip(*(x.split(n) for x in (images, coarse, bound, inside)), strict=True):
+        if area.any():
+            dark = voted(_brightest(some) <= most.to(images.device)[:, None, None])
+            torch.logical_not(_refined(area.to(images.device), step, images.shape[-2:]) & dark, out=out)
+    return inside
+
+
+def _brightest(images: torch.Tensor) -> torch.Tensor:
+    # The largest channel (B, H, W); torch's own amax takes several times as long over so few.
+    return reduce(torch.maximum, images.unbind(1))
 
 
 def _refined(coarse: torch.Tensor, step: int, shape: torch.Size) -> torch.Tensor:
     # Areas (N, h, w) found on every `step`-th pixel, and a cell round them, at full size (N, H, W).
     if step == 1:
         return coarse
-    round_about = F.max_pool2d(coarse[:, None].float(), 3, 1, 1)[:, 0] > 0
-    return round_about.repeat_interleave(step, 1).repeat_interleave(step, 2)[:, :shape[0], :shape[1]]
+    round_about = _votes(coarse) > 0
+    return round_about.repeat_interleave(step, 2).repeat_interleave(step, 1)[:, :shape[0], :shape[1]]
 
 
 def _leaves_a_view(frame: torch.Tensor) -> torch.Tensor:
-    share, view = frame.float().mean((1, 2)), ~frame
+    view = ~frame.numpy()  # torch takes long to reduce bools
+    left = view.mean((1, 2))
     box = _extent(view.any(2)) * _extent(view.any(1))
-    return (share >= MIN_SHARE) & (share <= ROOF) & (view.sum((1, 2)) >= MIN_FILL * box)
+    return torch.from_numpy((1 - left >= MIN_SHARE) & (1 - left <= ROOF) & (view.sum((1, 2)) >= MIN_FILL * box))
 
 
-def _extent(used: torch.Tensor) -> torch.Tensor:
-    n, used = used.shape[1], used.to(torch.uint8)
-    return n - used.argmax(1) - used.flip(1).argmax(1)
+def _extent(used: np.ndarray) -> np.ndarray:
+    return used.shape[1] - used.argmax(1) - used[:, ::-1].argmax(1)
 
 
 def voted(region: torch.Tensor) -> torch.Tensor:
     """Returns region (N, H, W) bool as the majority of 3 x 3 pixels has it: what a median filter of the image does."""
-    votes = region.to(torch.uint8)
+    return _votes(region) > 4
+
+
+def _votes(region: torch.Tensor) -> torch.Tensor:
+    # How many of 3 x 3 pixels have it, (N, H, W) uint8; borders are continued.
+    votes = region.view(torch.uint8) if region.is_contiguous() else region.to(torch.uint8)
     for axis in (1, 2):  # sums of bytes, far cheaper than means of floats
-        n = votes.shape[axis]
-        first, last = votes.narrow(axis, 0, 1), votes.narrow(axis, n - 1, 1)
-        before, after = votes.narrow(axis, 0, n - 1), votes.narrow(axis, 1, n - 1)
-        votes = votes + torch.cat([first, before], axis) + torch.cat([after, last], axis)
-    return votes > 4
+        n, sums = votes.shape[axis], votes.clone()
+        for to, of, length in ((1, 0, n - 1), (0, 1, n - 1), (0, 0, 1), (n - 1, n - 1, 1)):
+            sums.narrow(axis, to, length).add_(votes.narrow(axis, of, length))
+        votes = sums
+    return votes
 
 
 def is_plateau(core: torch.Tensor, area: torch.Tensor) -> torch.Tensor:
@@ -143,32 +167,17 @@ def is_plateau(core: torch.Tensor, area: torch.Tensor) -> torch.Tensor:
     return core.sum((1, 2)) >= PLATEAU * area.sum((1, 2))
 
 
-def _near_corners(region: torch.Tensor) -> torch.Tensor:
-    height, width = region.shape[-2:]
-    tall, broad = (max(1, round(CORNER * side)) for side in (height, width))
-    corners = torch.zeros_like(region)
-    for rows in (slice(None, tall), slice(height - tall, None)):
-        for columns in (slice(None, broad), slice(width - broad, None)):
-            corners[:, rows, columns] = region[:, rows, columns]
-    return corners
+def _corners(shape: torch.Size) -> list[tuple[slice, slice]]:
+    tall, broad = (max(1, round(CORNER * side)) for side in shape)
+    return [(rows, columns) for rows in (slice(None, tall), slice(shape[0] - tall, None))
+            for columns in (slice(None, broad), slice(shape[1] - broad, None))]
 
 
 def grown_from_corners(region: torch.Tensor) -> torch.Tensor:
     """Returns the parts of region (N, H, W) bool that are connected, by sides of pixels, with a corner of the image."""
-    seen = _near_corners(region)
-    n = -1
-    while (now := int(seen.sum())) != n:  # a few sweeps: frames have few bends
-        n = now
-        for axis in (1, 2):
-            seen = _swept(region, seen, axis) | _swept(region.flip(axis), seen.flip(axis), axis).flip(axis)
-    return seen
-
-
-def _swept(region: torch.Tensor, seen: torch.Tensor, axis: int) -> torch.Tensor:
-    # All of a run of `region` along an axis that comes after what is `seen` of it.
-    shape = [1] * region.ndim
-    shape[axis] = -1
-    place = torch.arange(1, region.shape[axis] + 1, device=region.device, dtype=torch.int32).view(shape)
-    nothing = torch.zeros((), device=region.device, dtype=torch.int32)
-    begun, ended = torch.where(seen, place, nothing), torch.where(region, nothing, place)
-    return region & (begun.cummax(axis).values > ended.cummax(axis).values)
+    parts, n = ndimage.label(region.cpu().numpy(), WITHIN_IMAGES)
+    seen = np.zeros(n + 1, bool)
+    for rows, columns in _corners(region.shape[1:]):
+        seen[parts[:, rows, columns]] = True
+    seen[0] = False
+    return torch.from_numpy(seen[parts]).to(region.device)

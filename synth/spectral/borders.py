@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -12,6 +14,9 @@ from pydantic import Field
 from scipy.fft import next_fast_len
 
 from synth.core.config import Settings
+
+CELLS = 32
+"""Cells along the shorter side, at least, between which frames are filled."""
 
 
 class Border(Settings):
@@ -54,34 +59,71 @@ def extend(images: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
 
 
 def _margin(images: torch.Tensor, margin: int, axis: int) -> torch.Tensor:
-    n = images.shape[axis]
-    near = images.narrow(axis, n - 1 - margin, margin).flip(axis)
-    far = images.narrow(axis, 1, margin).flip(axis)
-    steps = torch.arange(1, margin + 1, device=images.device, dtype=images.dtype) / (margin + 1)
-    return torch.lerp(near, far, (0.5 - 0.5 * torch.cos(torch.pi * steps)).view(-1, *(1,) * (-axis - 1)))
+    near, far = images.narrow(axis, images.shape[axis] - 1 - margin, margin), images.narrow(axis, 1, margin)
+    share = _fading(margin, images.dtype, str(images.device)).view(-1, *(1,) * (-axis - 1))
+    return torch.lerp(near, far, share).flip(axis)  # mirrored once, after blending
 
 
-def fill_frame(images: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """Returns images (B, C, H, W) with the pixels outside `inside` (B, 1, H, W) bool filled smoothly from the others.
+@lru_cache(maxsize=32)
+def _fading(margin: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+    # The share of the opposite border in each pixel of a margin, from its outer end inwards.
+    return 0.5 + 0.5 * torch.cos(torch.pi * torch.arange(1, margin + 1, device=device, dtype=dtype) / (margin + 1))
 
-    Each unknown pixel takes the value of the finest of ever coarser averages that has seen a known one.
+
+@dataclass(frozen=True)
+class View:
+    """Which pixels of images are picture, and what takes the place of the others in a transform.
+
+    Attributes:
+        inside: (B, 1, H, W) bool. coarse: (B, C, h, w), means of the picture over cells of `cell_px` a side; those
+            that see none of it have weighted means of the others.
     """
-    if bool(inside.all()) or max(images.shape[-2:]) == 1:
-        return images
-    known = inside.to(images.dtype)
-    share, sums = F.avg_pool2d(known, 2, ceil_mode=True), F.avg_pool2d(images * known, 2, ceil_mode=True)
-    smooth = _doubled(fill_frame(sums / share.clamp_min(1e-6), share > 0), images.shape[-2:])
-    return torch.where(inside, images, smooth)
+
+    inside: torch.Tensor
+    coarse: torch.Tensor
+
+    def split(self, n: int) -> list[View | None]:
+        """Returns the views of n images at a time; None where they are all picture."""
+        framed = [not whole for whole in self.inside.flatten(1).all(1).tolist()]
+        parts = zip(self.inside.split(n), self.coarse.split(n), strict=True)
+        return [View(*part) if any(framed[i * n:(i + 1) * n]) else None for i, part in enumerate(parts)]
 
 
-def _doubled(images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    # Bilinear interpolation by 2, cut to `shape`; on a CPU several times faster than torch's for any factor.
-    for axis in (-2, -1):
-        n = images.shape[axis]
-        first, last = images.narrow(axis, 0, 1), images.narrow(axis, n - 1, 1)
-        before = torch.cat([first, images.narrow(axis, 0, n - 1)], dim=axis)
-        after = torch.cat([images.narrow(axis, 1, n - 1), last], dim=axis)
-        place = images.ndim + axis
-        pairs = torch.stack([torch.lerp(images, side, 0.25) for side in (before, after)], dim=place + 1)
-        images = pairs.flatten(place, place + 1).narrow(axis, 0, shape[axis])
-    return images
+def cell_px(shape: Sequence[int]) -> int:
+    """Returns the side of the cells of `View.coarse`, px, for images of `shape` (H, W): a power of 2."""
+    return 1 << max(1, (min(shape) // CELLS).bit_length() - 1)
+
+
+def view_of(images: torch.Tensor, inside: torch.Tensor) -> View:
+    """Returns the view of images (B, C, H, W) whose picture is `inside`, (B, 1, H, W) bool."""
+    step = cell_px(images.shape[-2:]) // 2  # two pixels a side stand for each cell
+    known = inside[..., step // 2::step, step // 2::step].to(images.dtype)
+    some = images[..., step // 2::step, step // 2::step] * known
+    share, sums = F.avg_pool2d(known, 2, ceil_mode=True), F.avg_pool2d(some, 2, ceil_mode=True)
+    tall, broad = (_near(n, images.dtype, str(images.device)) for n in sums.shape[-2:])
+    least = torch.finfo(images.dtype).tiny
+    round_about = (tall @ sums @ broad) / (tall @ share @ broad).clamp_min(least)
+    return View(inside, torch.where(share > 0, sums / share.clamp_min(least), round_about))
+
+
+@lru_cache(maxsize=32)
+def _near(n: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+    # Weights (n, n) of cells for cells: they fall with the 6th power, so that what is nearest counts, and never to 0.
+    place = torch.arange(n, device=device, dtype=dtype)
+    return (1 + (place[:, None] - place).square()).pow(-3)
+
+
+def fill_frame(images: torch.Tensor, view: View) -> torch.Tensor:
+    """Returns images (B, C, H, W) with all but the picture filled smoothly from it: linear between the cells of `view`.
+
+    Coarse on purpose: next to its rim a picture is continued by means over cells of 1 / 32 to 1 / 63 of the side.
+    """
+    smooth, factor = view.coarse, cell_px(images.shape[-2:])
+    share = (torch.arange(factor, device=images.device, dtype=images.dtype) + 0.5) / factor
+    for axis in (-1, -2):  # rows last: whole rows are blended at a time
+        n, place = smooth.shape[axis], smooth.ndim + axis
+        cells = torch.cat([smooth.narrow(axis, 0, 1), smooth, smooth.narrow(axis, n - 1, 1)], axis).unsqueeze(place + 1)
+        between = torch.lerp(cells.narrow(place, 0, n + 1), cells.narrow(place, 1, n + 1),
+                             share.view(-1, *(1,) * (-axis - 1)))
+        smooth = between.flatten(place, place + 1).narrow(axis, factor // 2, images.shape[axis])
+    return torch.where(view.inside, images, smooth)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 ROUNDING = 1e-9
 """Added before rounding down: an integer radius must not fall into the ring below it by a rounding error."""
@@ -20,9 +22,12 @@ class Grid:
     """Rings and directions of the half spectrum of images (H, W).
 
     Attributes:
-        shape: (H, W). n_rings: rings below 0.5 cycles per pixel. ring: (H * (W // 2 + 1),) int64, `n_rings` = beyond.
+        shape: (H, W). n_rings: rings below 0.5 cycles per pixel. ring: ((W // 2 + 1) * H,) int64, `n_rings` = beyond;
+            column after column, for so transforms leave half spectra in a CPU's memory.
         cell: ring times sectors plus sector, int64, same shape. counts, cell_counts: coefficients of the full spectrum
             in each ring (n_rings + 1,) and cell (n_rings + 1, n_sectors), float32.
+        weights: (n_rings, (W // 2 + 1) * H) float32, how often a coefficient counts in its ring where mirrored ones are
+            alike: 2 for one of a pair, 0 for the other.
     """
 
     shape: tuple[int, int]
@@ -32,6 +37,7 @@ class Grid:
     cell: torch.Tensor
     counts: torch.Tensor
     cell_counts: torch.Tensor
+    weights: csr_array
 
 
 def ring_frequencies(n_rings: int) -> torch.Tensor:
@@ -53,21 +59,32 @@ def grid_of(shape: tuple[int, int], n_rings: int, *, n_sectors: int = 1, device:
     ring[0, 0] = 0
     angle = torch.atan2(fy[:, None].expand(ring.shape), fx.expand(ring.shape)) / torch.pi * n_sectors
     cell = ring * n_sectors + (angle + 0.5).floor().long() % n_sectors
-    ones = torch.ones(ring.shape)
-    counts = _sums(ones, ring.flatten(), shape, n_rings + 1)
-    cells = _sums(ones, cell.flatten(), shape, (n_rings + 1) * n_sectors).view(n_rings + 1, n_sectors)
-    return Grid(shape, n_rings, n_sectors, *(t.to(device) for t in (ring.flatten(), cell.flatten(), counts, cells)))
+    ones, rings, cells = torch.ones(ring.shape), ring.mT.flatten(), cell.mT.flatten()
+    counts = _sums(ones, rings, shape, n_rings + 1)
+    cell_counts = _sums(ones, cells, shape, (n_rings + 1) * n_sectors).view(n_rings + 1, n_sectors)
+    return Grid(shape, n_rings, n_sectors, *(t.to(device) for t in (rings, cells, counts, cell_counts)),
+                _weights(ring, shape, n_rings))
+
+
+def _weights(ring: torch.Tensor, shape: tuple[int, int], n_rings: int) -> csr_array:
+    # The first column mirrors itself; so does the last of an even width, but that lies beyond the rings.
+    seen = ring < n_rings
+    seen[shape[0] // 2 + 1:, 0] = False
+    place = seen.mT.flatten().nonzero()[:, 0]
+    rows = ring.mT.flatten()[place]
+    twice = torch.where(rows > 0, 2.0, 1.0)
+    return csr_array((twice.numpy(), (rows.int().numpy(), place.int().numpy())), shape=(n_rings, ring.numel()))
 
 
 def _sums(values: torch.Tensor, index: torch.Tensor, shape: tuple[int, int], n: int) -> torch.Tensor:
     # Sums over the full spectrum of what the half spectrum (..., H, W // 2 + 1) holds. Every column stands for itself
     # and its mirror image, but for the first and, where the width is even, the last, which are their own.
-    flat = values.reshape(-1, index.numel())
+    flat = values.mT.reshape(-1, index.numel())
     sums = flat.new_zeros(len(flat), n).index_add_(1, index, flat).mul_(2)
-    index = index.view(shape[0], -1)
+    index = index.view(-1, shape[0])
     for column in (0, -1) if shape[1] % 2 == 0 else (0,):
         once = values[..., column].reshape(-1, shape[0])
-        sums.index_add_(1, index[:, column], once, alpha=-1)
+        sums.index_add_(1, index[column], once, alpha=-1)
     return sums.view(*values.shape[:-2], n)
 
 
@@ -80,8 +97,15 @@ def ring_sums(values: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 def ring_means(values: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Returns the mean of each ring, (B, C, R), of half spectra (B, C, H, F); the corners count nowhere."""
-    return (ring_sums(values, grid) / grid.counts)[..., :-1]
+    """Returns the mean of each ring, (B, C, R), of half spectra (B, C, H, F); the corners count nowhere.
+
+    Of values that mirrored coefficients have in common, as amplitudes of real images are: one of each pair is read.
+    """
+    if values.device.type != "cpu" or values.requires_grad:
+        return (ring_sums(values, grid) / grid.counts)[..., :-1]
+    flat = values.mT.reshape(-1, grid.ring.numel()).numpy()  # a sparse product takes half the time of index_add
+    sums = np.array([grid.weights @ row for row in flat], dtype=flat.dtype).reshape(-1, grid.n_rings)
+    return torch.from_numpy(sums).view(*values.shape[:-2], grid.n_rings) / grid.counts[:-1]
 
 
 def sector_means(values: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -99,4 +123,4 @@ def sector_means(values: torch.Tensor, grid: Grid) -> torch.Tensor:
 def to_coefficients(table: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Returns the entry of `table` (B, C, R) for the ring of each coefficient, (B, C, H, F); corners as the last."""
     whole = torch.cat([table, table[..., -1:]], dim=-1).reshape(-1, grid.n_rings + 1)
-    return whole.index_select(1, grid.ring).view(*table.shape[:-1], grid.shape[0], grid.shape[1] // 2 + 1)
+    return whole.index_select(1, grid.ring).view(*table.shape[:-1], grid.shape[1] // 2 + 1, grid.shape[0]).mT

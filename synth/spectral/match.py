@@ -6,24 +6,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 
 from synth.core.checks import UserError
 from synth.core.config import Settings
+from synth.core.device import rows_at_a_time
 from synth.spectral.borders import Border
 from synth.spectral.grid import grid_of, ring_frequencies, ring_means, to_coefficients
 from synth.spectral.prior import FrequencyPrior
 from synth.spectral.rows import drawn_between
-from synth.spectral.transform import amplitude_of, check_rows, check_unit, spectrum_within, view_within
+from synth.spectral.transform import (
+    amplitude_of,
+    check_rows,
+    check_unit,
+    finest_grid,
+    padded_shape,
+    spectrum_within,
+    view_within,
+)
 
 CODED_EPS = 1e-6
 """Added to sums of amplitudes before dividing by them, as in FPGM's code."""
 NOTHING = 1e-6
 """A ring with less than this share of its image's amplitude holds rounding errors only, and is left as it is."""
-
-CACHED = 1 << 19
-"""Values that a CPU transforms at a time: two RGB images of 256 px. Larger batches fall out of its cache."""
+LEAST = 1e-30
+"""What is below is nothing; kept from being divided by."""
 
 
 class MatchSettings(Settings):
@@ -65,8 +74,11 @@ def draw_match(rngs: Sequence[torch.Generator], settings: MatchSettings) -> Matc
     return Match(drawn_between(rngs, settings.strength, p=settings.p, name="strength", bounds=(0.0, 1.0)), settings)
 
 
+@torch.no_grad()
 def match_amplitude(images: torch.Tensor, prior: FrequencyPrior, params: Match) -> torch.Tensor:
     """Returns unit images (B, C, H, W) with their amplitudes drawn towards those of `prior`; phases are untouched.
+
+    No gradient passes.
 
     "ratio": A'(u, v) = A(u, v) (T(r) / P(r))^s, with P the image's own radial mean amplitude, T the prior's at the same
     frequency, s the strength; see `MatchSettings` for its level. The image's directions and its mean brightness stay,
@@ -88,11 +100,7 @@ def match_amplitude(images: torch.Tensor, prior: FrequencyPrior, params: Match) 
     strength = params.strength.to(device=images.device, dtype=torch.float32)[:, None, None]
     if params.settings.form == "coded":
         return _coded(images, target, strength)
-    n = max(1, CACHED // images[0].numel()) if images.device.type == "cpu" and len(images) else max(1, len(images))
-    inside = view_within(images, params.settings.border)  # for all at once: what is small costs by the call
-    views = [None] * len(images.split(n)) if inside is None else inside.split(n)
-    parts = zip(images.split(n), views, strength.split(n), strict=True)
-    return torch.cat([_ratio(some, view, target, own, params.settings) for some, view, own in parts])
+    return _ratio(images, target, strength, params.settings)
 
 
 def _target(images: torch.Tensor, prior: FrequencyPrior, settings: MatchSettings) -> torch.Tensor:
@@ -127,28 +135,38 @@ def ratio_gains(own: torch.Tensor, target: torch.Tensor, strength: torch.Tensor,
     """Returns the gain of each ring, (B, C, R) > 0, that draws radial means `own` (B, C, R) towards `target` (C, R).
 
     Args:
-        strength: (B, 1, 1). counts: coefficients in each ring, (R,).
+        target: whose rings but the first add up to 1, or to its level under keep "nothing". strength: (B, 1, 1).
+        counts: coefficients in each ring, (R,).
     """
-    mass = own[..., 1:].sum(-1, keepdim=True)
-    level = 2.0 if settings.keep == "nothing" else mass / target[..., 1:].sum(-1, keepdim=True).clamp_min(1e-30)
-    ratio = (target * level) / own.clamp_min(1e-30)  # a prior measures values in [0, 1]: half as high as in [-1, 1]
-    gains = ratio.pow(strength).clamp(1 / settings.limit, settings.limit)
-    gains = torch.where((own > NOTHING * mass) & (strength > 0), gains, 1.0)
+    rings, levels, exponent, n = (x.cpu().numpy() for x in (own, target, strength, counts))  # too little for torch
+    mass = rings[..., 1:].sum(-1, keepdims=True)
+    wanted = levels if settings.keep == "nothing" else levels * mass
+    gains = ((wanted / rings.clip(LEAST)) ** exponent).clip(1 / settings.limit, settings.limit)
+    gains[rings <= NOTHING * mass] = 1
     if settings.keep == "contrast":
         # The radial means stand for the amplitudes of their rings: one reduction less than the exact energies.
-        energy = counts[1:] * own[..., 1:].square()
-        after = (energy * gains[..., 1:].square()).sum(-1, keepdim=True)
-        gains = gains * torch.where(after > 0, energy.sum(-1, keepdim=True) / after, 1.0).sqrt()
-    return torch.cat([torch.ones_like(gains[..., :1]), gains[..., 1:]], dim=-1)
+        energy = (n * rings * rings)[..., 1:]
+        before, after = energy.sum(-1, keepdims=True), (energy * np.square(gains[..., 1:])).sum(-1, keepdims=True)
+        gains *= np.sqrt((before + LEAST) / (after + LEAST))
+    gains[..., 0] = 1
+    return torch.from_numpy(gains).to(own.device)
 
 
-def _ratio(images: torch.Tensor, inside: torch.Tensor | None, target: torch.Tensor, strength: torch.Tensor,
-           settings: MatchSettings) -> torch.Tensor:
-    spectrum = spectrum_within(images, inside, settings.border)
-    grid = spectrum.grid()
-    own = ring_means(amplitude_of(spectrum.coefficients), grid)
-    gains = ratio_gains(own, at_rings(target, grid.n_rings), strength, settings, grid.counts[:-1])
-    return spectrum.close(spectrum.scaled(gains))
+def _ratio(images: torch.Tensor, target: torch.Tensor, strength: torch.Tensor, settings: MatchSettings) -> torch.Tensor:
+    n = rows_at_a_time(images)
+    view = view_within(images, settings.border)  # for all at once: what is small costs by the call
+    views = [None] * len(images.split(n)) if view is None else view.split(n)
+    grid = finest_grid(padded_shape(images, settings.border), images.device)
+    target = at_rings(target, grid.n_rings)
+    # A prior measures values in [0, 1]: half as high as in [-1, 1].
+    target = 2 * target if settings.keep == "nothing" else target / target[:, 1:].sum(-1, keepdim=True).clamp_min(LEAST)
+    made = torch.empty_like(images, memory_format=torch.contiguous_format)
+    for some, seen, exponent, out in zip(images.split(n), views, strength.split(n), made.split(n), strict=True):
+        spectrum = spectrum_within(some, seen, settings.border)
+        own = ring_means(amplitude_of(spectrum.coefficients), grid)
+        gains = ratio_gains(own, target, exponent, settings, grid.counts[:-1])
+        spectrum.close(spectrum.coefficients.mul_(to_coefficients(gains, grid)), out=out)
+    return made
 
 
 def _coded(images: torch.Tensor, target: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from phantom import make_phantom
 
+import synth.core.device as device
 import synth.spectral as spectral
 from synth.core.checks import UserError
 from synth.core.config import load_config
@@ -40,7 +41,7 @@ from synth.spectral import (
     split_bands,
     swap_amplitude,
 )
-from synth.spectral.borders import extend, fill_frame
+from synth.spectral.borders import extend, fill_frame, view_of
 from synth.spectral.grid import ring_means
 from synth.spectral.match import at_rings
 from synth.spectral.transform import amplitude_of, energy_of
@@ -172,6 +173,18 @@ def test_batch_is_alone_on_every_device(name: str, device: str) -> None:
         else:
             row = OPERATIONS[name].run(images[i:i + 1], 0.4, Border())
         assert torch.allclose(there[i:i + 1], row, atol=2e-6), i
+
+
+def test_pieces_of_a_batch_are_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = unit(3, SIDE, 24, n=5)
+    images[1, :, :6] = images[1, :, -6:] = -1
+    images[4, :, :, :5] = images[4, :, :, -5:] = -1
+    whole = OPERATIONS["ratio"].run(images, 0.4, Border())
+    for n in (1, 2):
+        monkeypatch.setattr(device, "CACHED", n * images[0].numel())
+        assert device.rows_at_a_time(images) == n
+        assert torch.allclose(OPERATIONS["ratio"].run(images, 0.4, Border()), whole, atol=2e-6)
+    assert torch.equal(whole[1, :, :6], images[1, :, :6]) and torch.equal(whole[4, ..., :5], images[4, ..., :5])
 
 
 def test_no_operation_ever_receives_a_mask() -> None:
@@ -390,9 +403,23 @@ def test_a_frame_comes_out_untouched_and_does_not_ring() -> None:
 def test_what_is_filled_is_smooth_and_what_is_known_stays() -> None:
     ramp = torch.linspace(-1, 1, 40).expand(1, 2, 40, 40)
     inside = disc(40, 15.0)[None, None]
-    filled = fill_frame(torch.where(inside, ramp, torch.tensor(-5.0)), inside)
+    framed = torch.where(inside, ramp, torch.tensor(-5.0))
+    filled = fill_frame(framed, view_of(framed, inside))
     assert torch.equal(filled[inside.expand_as(filled)], ramp[inside.expand_as(ramp)])
     assert filled.amin() >= -1 and filled.amax() <= 1 and filled.diff(dim=-1).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (33, 2100), (300, 257)])
+def test_a_frame_is_filled_from_what_is_nearest(shape: tuple[int, int]) -> None:
+    """However far the picture is, and whatever the size of cells."""
+    images = torch.full((2, 1, *shape), -5.0)
+    inside = torch.zeros(2, 1, *shape, dtype=torch.bool)
+    images[:, :, :, :10], inside[:, :, :, :10] = 0.8, True
+    images[:, :, :, -10:], inside[:, :, :, -10:] = 0.4, True
+    filled = fill_frame(images, view_of(images, inside))
+    assert filled.amin() >= 0.4 - 1e-6 and filled.amax() <= 0.8 + 1e-6
+    assert (filled[..., 12] > 0.75).all() and (filled[..., -13] < 0.45).all()
+    assert (filled.diff(dim=-1) < 1e-3).all()
 
 
 def test_half_precision_comes_back_as_it_went_in() -> None:
