@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,15 @@ def numpy_fda(image: np.ndarray, reference: np.ndarray, *, beta: float) -> np.nd
     amplitude[..., rows, columns] = theirs[..., rows, columns]
     changed = np.fft.ifftshift(amplitude, axes=(-2, -1)) * np.exp(1j * np.angle(own))
     return np.real(np.fft.ifft2(changed, axes=(-2, -1)))
+
+
+def albumentations_fda(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, beta: float) -> Callable[[int], object]:
+    """Returns a call that gives images (C, H, W) in [0, 1] their references' low amplitudes, by albumentations' FDA."""
+    import albumentations
+
+    change = albumentations.Compose([albumentations.FDA(beta_limit=(beta, beta), p=1.0)])
+    given = [tuple(np.ascontiguousarray(x.transpose(1, 2, 0), np.float32) for x in pair) for pair in pairs]
+    return lambda _: [change(image=own, fda_metadata=[other]) for own, other in given]
 
 
 def framed(images: torch.Tensor) -> torch.Tensor:
@@ -124,6 +134,8 @@ def timings(images: torch.Tensor, *, rounds: int) -> dict[str, Timing]:
         "fda": lambda _: swap_amplitude(images, references, swap),
         "numpy_fda": lambda _: [numpy_fda(a, b, beta=BETA) for a, b in pairs],
     }
+    if find_spec("albumentations"):
+        calls["albumentations_fda"] = albumentations_fda(pairs, beta=BETA)
     for call in calls.values():
         call(0)
     return alternate(calls, rounds=rounds)
@@ -140,11 +152,12 @@ def _prior(images: torch.Tensor) -> FrequencyPrior:
 def rows_of(found: dict[str, Timing], *, n: int) -> list[Row]:
     """Returns the rows of `timings` of n images."""
     bare = min((found["fft_once"], found["fft_parts"]), key=lambda t: t.median)
+    others = [name for name in ("numpy_fda", "albumentations_fda") if name in found]
     return [ratio_row("ratio/match_over_fft", found["match"], bare),
             ratio_row("ratio/match_over_fft_framed", found["match_framed"], bare),
-            ratio_row("ratio/ours_over_numpy_fda", found["numpy_fda"], found["fda"]),
+            *(ratio_row(f"ratio/ours_over_{name}", found[name], found["fda"]) for name in others),
             *(spread_row(f"images_per_s/{name}", [n / s for s in t.seconds], unit="1/s")
-              for name, t in (("fft", bare), *((k, found[k]) for k in ("match", "match_framed", "fda", "numpy_fda"))))]
+              for name, t in (("fft", bare), *((k, found[k]) for k in ("match", "match_framed", "fda", *others))))]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
