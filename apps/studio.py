@@ -197,7 +197,7 @@ def paint(studio: Studio, one: Arrays, ask: Ask, *, callback: Callable[[int, int
     targets, seeds = torch.from_numpy(masks.astype(np.int64)), tuple(ask.seed + i for i in range(n))
     given, frames = pixels_to_unit(source, low_high), torch.from_numpy(frame)
     if isinstance(generator, InpaintPipeline):
-        unit = generator.paint(given, generator.kept(targets), seeds=seeds, labels=targets, keep_in=frames,
+        unit = generator.paint(given, generator.around(targets), seeds=seeds, labels=targets, keep_in=frames,
                                n_steps=ask.n_steps, strength=ask.strength, callback=count)
     else:  # one pass for each variant: no steps to set, and no source to start from
         unit = generator.sample(given, targets, seeds=seeds, keep_in=frames)

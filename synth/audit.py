@@ -22,7 +22,7 @@ from synth.draw import verify_shards
 from synth.fit import load_generator
 from synth.formats import load_images, load_pairs
 from synth.gates.probe import SeamProbe, fit_seam_probe
-from synth.gates.seam import Paint, SeamResult, placebo_test
+from synth.gates.seam import Paint, SeamResult, Shown, placebo_test
 from synth.gates.seam_net import SeamSettings
 from synth.generator import Generator
 from synth.show import summary
@@ -40,6 +40,11 @@ def generator_paint(generator: Generator) -> Paint:
         raise UserError(type(generator).__name__, rule="it keeps no pixels, so it leaves no seam to look for",
                         repair="give the folder of an inpainting generator")
     return lambda images, keep, seeds: paint(images, keep, seeds=seeds)
+
+
+def generator_shown(generator: Generator) -> Shown | None:
+    """Returns how `generator` shows what it paints around, for the placebo test; None = painted like all the rest."""
+    return None if generator.keeps == "nothing" else generator.transformed
 
 
 def _arrays(generator: Generator, images: ImageSet) -> Arrays:
@@ -76,7 +81,7 @@ def audit_seam(generator: Generator, labelled: PairSet, unlabelled: ImageSet | N
     settings = settings or SeamSettings()
     images, labels, groups = _drawn_images(generator, labelled, unlabelled, n=n, seed=settings.seed)
     return placebo_test(generator_paint(generator), images, labels, settings=settings, groups=groups,
-                        info=labelled.info, out=out, shown=generator.transformed)
+                        info=labelled.info, out=out, shown=generator_shown(generator))
 
 
 def fit_probe(generator: Generator, labelled: PairSet, unlabelled: ImageSet | None = None, *, n: int = 200,
@@ -89,7 +94,7 @@ def fit_probe(generator: Generator, labelled: PairSet, unlabelled: ImageSet | No
     settings = settings or SeamSettings()
     images, labels, groups = _drawn_images(generator, labelled, unlabelled, n=n, seed=settings.seed)
     return fit_seam_probe(generator_paint(generator), images, labels, settings=settings, groups=groups,
-                          info=labelled.info, out=out, shown=generator.transformed)
+                          info=labelled.info, out=out, shown=generator_shown(generator))
 
 
 def _drawn_images(generator: Generator, labelled: PairSet, unlabelled: ImageSet | None, *, n: int,

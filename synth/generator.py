@@ -44,6 +44,11 @@ def mode_of(settings: Mapping[str, object]) -> str:
     return str(settings.get("mode", "surroundings"))
 
 
+def keeps_of(settings: Mapping[str, object]) -> str:
+    """Returns what of its source a pair drawn with sampler `settings` shows untouched, see `KEEPS`."""
+    return "nothing" if settings.get("texture") == "redrawn" else KEEPS[mode_of(settings)]
+
+
 def shows_source(settings: Mapping[str, object]) -> bool:
     """Returns whether a pair drawn with sampler `settings` is its source in another appearance, nothing being painted.
 
@@ -54,6 +59,8 @@ def shows_source(settings: Mapping[str, object]) -> bool:
 
 def kept_by(labels: torch.Tensor, settings: Mapping[str, object]) -> torch.Tensor:
     """Returns `kept_pixels` of labels (B, H, W) for the sampler settings of a pair's provenance, (B, H, W) bool."""
+    if keeps_of(settings) == "nothing":
+        return torch.zeros_like(labels, dtype=torch.bool)
     return kept_pixels(labels, mode=mode_of(settings), ring_px=int(settings.get("ring_px", 0)),
                        curated=CURATED in settings)
 
@@ -99,7 +106,7 @@ class Generator(ABC):
     @property
     def keeps(self) -> str:
         """What of its source a drawn pair shows untouched: "foreground", "surroundings" or "nothing"."""
-        return KEEPS[mode_of(self.sampler_settings())]
+        return keeps_of(self.sampler_settings())
 
     def kept(self, mask: torch.Tensor, keep_in: torch.Tensor | None = None) -> torch.Tensor:
         """Returns which pixels a drawn pair takes from its source, (B, H, W) bool, for labels `mask` (B, H, W).

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import RePaintScheduler
 
+from synth.audit import generator_shown
 from synth.core.files import hash_json
 from synth.core.rng import randn_each, sample_rng
 from synth.core.space import labels_to_keep
@@ -23,6 +24,7 @@ from synth.diffusion.inpaint import InpaintPipeline
 from synth.diffusion.regions import keep_to_latent
 from synth.diffusion.samplers import Denoise, Known, plain_walk, sample_ddim
 from synth.diffusion.settings import SamplerSettings
+from synth.gates.seam import Shown, as_given
 from synth.generator import Generator
 
 
@@ -51,11 +53,11 @@ class Paint:
     """A way of painting: called with a request, it returns painted unit images (B, C, S, S) on the CPU.
 
     Attributes:
-        shown: unit images (B, C, S, S) -> how their kept pixels appear in what is painted; None = as they are.
+        shown: unit images (B, C, S, S) -> how their kept pixels appear in what is painted; None = like all the rest.
     """
 
     run: Callable[[Request], torch.Tensor]
-    shown: Callable[[torch.Tensor], torch.Tensor] | None = None
+    shown: Shown | None = as_given
 
     def __call__(self, request: Request) -> torch.Tensor:
         """Returns painted unit images (B, C, S, S)."""
@@ -68,7 +70,7 @@ def ours(pipeline: InpaintPipeline) -> Paint:
         return pipeline.paint(request.image, request.keep, seeds=request.seeds, labels=request.labels,
                               keep_in=request.keep_in).cpu()
 
-    return Paint(paint, pipeline.transformed)
+    return Paint(paint, generator_shown(pipeline))
 
 
 def untold(pipeline: InpaintPipeline) -> Denoise:
@@ -162,9 +164,12 @@ SLOW = ("repaint_250_10_10",)
 """Methods of thousands of evaluations: they get few pairs of their own."""
 
 
-METHODS = ("default", "fast", "ddim50", "repaint_50_5_3", "repaint_250_10_10", "default_codec")
-"""All compared ways of painting, by name. The last is the default with the kept pixels sent through its codec: what is
-left of its seam is the sampling's, the rest of the default's is one of texture.
+REDRAWN = {f"default_redrawn_{sigma:g}": sigma for sigma in (0.3, 0.6, 1.0)}
+"""Noise levels to which the finished image is redrawn, by method."""
+
+METHODS = ("default", "fast", "ddim50", "repaint_50_5_3", "repaint_250_10_10", "default_codec", *REDRAWN)
+"""All compared ways of painting, by name. `default_codec` is the default with the kept pixels sent through its codec:
+what is left of its seam is the sampling's, the rest of the default's is one of texture. After it, nothing is kept.
 """
 
 
@@ -175,9 +180,11 @@ def methods(pipeline: InpaintPipeline) -> dict[str, Paint]:
         "repaint_50_5_3": repaint(pipeline, n_steps=50, jump_length=5, jump_repeats=3),
         "repaint_250_10_10": repaint(pipeline, n_steps=250, jump_length=10, jump_repeats=10),
     }
+    ways = {name: {"texture": "redrawn", "redraw_sigma": sigma} for name, sigma in REDRAWN.items()}
     if pipeline.sampler.texture == "source" and not isinstance(pipeline.vae, PixelCodec):
-        through = SamplerSettings(**{**pipeline.sampler.model_dump(), "texture": "codec"})
-        found["default_codec"] = ours(pipeline.with_sampler(through))
+        ways = {"default_codec": {"texture": "codec"}, **ways}
+    for name, changes in ways.items():
+        found[name] = ours(pipeline.with_sampler(SamplerSettings(**{**pipeline.sampler.model_dump(), **changes})))
     return found
 
 
@@ -224,7 +231,8 @@ class MethodGenerator(Generator):
 
     def sampler_settings(self) -> dict[str, float | int | str]:
         """Returns the method's name with the settings of the pipeline it starts from."""
-        return {"method": self.name, **self.pipeline.sampler_settings()}
+        redrawn = {"texture": "redrawn"} if self.method.shown is None else {}
+        return {"method": self.name, **self.pipeline.sampler_settings(), **redrawn}
 
     def content_hash(self) -> str:
         """Returns 16 hexadecimal digits over the pipeline and the method's name."""

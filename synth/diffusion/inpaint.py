@@ -20,11 +20,12 @@ from synth.diffusion.codec import (
 )
 from synth.diffusion.denoiser import Told, labels_to_coverage
 from synth.diffusion.network import Network, precision_on
+from synth.diffusion.redraw import N_REDRAW, redraw
 from synth.diffusion.regions import blend_alpha, draw_margins, grow_cells, keep_to_latent
-from synth.diffusion.samplers import SAMPLERS, Known, Walk, n_evaluations, resampling_walk
+from synth.diffusion.samplers import SAMPLERS, Denoise, Known, Walk, n_evaluations, resampling_walk
 from synth.diffusion.settings import PRESETS, SamplerSettings, Scale
 from synth.diffusion.tiles import Canvas, check_canvas, counted, pad_to_multiple, paint_apart, tiled
-from synth.generator import Generator
+from synth.generator import Generator, kept_pixels
 from synth.pipelines import DrawnOutput, draw_seeds, own_config, unit_to_output, weights_hash
 
 
@@ -51,7 +52,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         tells_labels: bool = True, sampler: str = "dpmpp_2m", n_steps: int = 20, eta: float = 0.0, jump_length: int = 5,  # noqa: FBT001, FBT002
         jump_repeats: int = 1, margin_cells: list[int] = (1, 3), guidance: float = 1.0,
         mode: str = "surroundings", texture: str = "source", unit_low: float = 0.0, unit_high: float = 255.0,
-        scale: str = "fit", tile_batch: int = 16,
+        scale: str = "fit", tile_batch: int = 16, redraw_sigma: float = 0.6,
         precision: str = "auto", compile: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
         super().__init__()
@@ -59,7 +60,8 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         self.register_to_config(
             n_classes=n_classes, tells_labels=tells_labels, sampler=sampler, n_steps=n_steps, eta=eta,
             jump_length=jump_length, jump_repeats=jump_repeats, margin_cells=list(margin_cells), guidance=guidance,
-            mode=mode, texture=texture, unit_low=unit_low, unit_high=unit_high, scale=scale, tile_batch=tile_batch)
+            mode=mode, texture=texture, unit_low=unit_low, unit_high=unit_high, scale=scale, tile_batch=tile_batch,
+            redraw_sigma=redraw_sigma)
         self.machine: dict[str, str | bool] = {"precision": precision, "compile": compile}
 
     @property
@@ -157,6 +159,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
     def evaluations(self, n_steps: int | None = None) -> int:
         """Returns how often the network is called for one batch, or, of a larger image, for each batch of tiles."""
         n = n_evaluations(self.walk(n_steps or self.config.n_steps), sampler=self.config.sampler)
+        n += N_REDRAW * (self.config.texture == "redrawn")
         return n * (1 if self.config.guidance == 1 else 2)
 
     def _coverage(self, labels: torch.Tensor | None, shape: torch.Size) -> torch.Tensor:
@@ -203,7 +206,8 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         run = partial(self._paint, sigmas=sigmas, strength=strength, tick=tick)
         if one_tile:
             return run(canvas, seeds)
-        return paint_apart(canvas, seeds, run, tile_px=self.size, factor=self.factor)
+        return paint_apart(canvas, seeds, run, tile_px=self.size, factor=self.factor,
+                           redrawn=self.config.texture == "redrawn")
 
     def _paint(self, canvas: Canvas, seeds: Sequence[int], *, sigmas: torch.Tensor, strength: float,
                tick: Callable[[], None]) -> torch.Tensor:
@@ -217,14 +221,27 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         latents = sigmas[-1] * randn_each(source.shape[1:], rngs, self.device)
         if strength < 1:  # else pure noise: nothing of the old surrounding may leak in
             latents = latents + source
-        told = Told.of(source, held, self._coverage(canvas.labels, canvas.image.shape))
-        denoise = tiled(self._network(), told, held, guidance=self.config.guidance, tile_batch=self.config.tile_batch)
         latents = SAMPLERS[self.config.sampler](
-            counted(denoise, tick), latents, sigmas, walk=self.walk(len(sigmas) - 1), rngs=rngs,
-            eta=self.config.eta, known=Known(source, held, [sample_rng(s, "known") for s in seeds]))
+            counted(self._denoise(canvas, source, held), tick), latents, sigmas, walk=self.walk(len(sigmas) - 1),
+            rngs=rngs, eta=self.config.eta, known=Known(source, held, [sample_rng(s, "known") for s in seeds]))
+        if self.config.texture == "redrawn":
+            held, keep = keep_to_latent(canvas.keep_in, factor=self.factor), canvas.keep_in
+            latents = redraw(counted(self._denoise(canvas, source, held), tick), latents, seeds=seeds, source=source,
+                             sigma=self.config.redraw_sigma, held=held)
         alpha = blend_alpha(keep, width_px=self.factor)
         mixed = alpha * canvas.shown + (1 - alpha) * latents_to_unit(self.vae, latents)
         return torch.where(alpha == 1, canvas.shown, mixed)
+
+    def _denoise(self, canvas: Canvas, source: torch.Tensor, held: torch.Tensor) -> Denoise:
+        told = Told.of(source, held, self._coverage(canvas.labels, canvas.image.shape))
+        return tiled(self._network(), told, held, guidance=self.config.guidance, tile_batch=self.config.tile_batch)
+
+    def around(self, mask: torch.Tensor) -> torch.Tensor:
+        """Returns which pixels of labels `mask` (B, H, W) are painted around, (B, H, W) bool: `paint`'s `keep`.
+
+        These are the pixels that are `kept`, unless all is redrawn in the end.
+        """
+        return kept_pixels(mask, mode=self.config.mode, ring_px=self.ring_px)
 
     def sample(self, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int],
                keep_in: torch.Tensor | None = None) -> torch.Tensor:
@@ -234,12 +251,12 @@ class InpaintPipeline(DiffusionPipeline, Generator):
             keep_in: (B, H, W) bool, further pixels that show through.
         """
         check_canvas(self, image, mask, seeds=seeds)
-        keep = self.kept(mask)
-        return self.paint(image, keep, seeds=seeds, labels=mask, keep_in=keep_in).cpu()
+        return self.paint(image, self.around(mask), seeds=seeds, labels=mask, keep_in=keep_in).cpu()
 
     def transformed(self, image: torch.Tensor) -> torch.Tensor:
         """Returns unit `image` (B, C, H, W) as its kept pixels will be: through the codec, or as it is (`texture`)."""
-        lossless = isinstance(self.vae, PixelCodec) or self.config.texture == "source"
+        # Redrawn, only frames are still kept: they are the source's.
+        lossless = isinstance(self.vae, PixelCodec) or self.config.texture != "codec"
         return image if lossless else self.roundtrip(image)
 
     @torch.no_grad()
@@ -275,7 +292,6 @@ class InpaintPipeline(DiffusionPipeline, Generator):
                 if callback_on_step_end is not None:
                     callback_on_step_end(done, total)
 
-            keep = self.kept(mask)
-            unit = self.paint(image, keep, seeds=draw_seeds(len(image), seeds, generator), labels=mask,
+            unit = self.paint(image, self.around(mask), seeds=draw_seeds(len(image), seeds, generator), labels=mask,
                               n_steps=num_inference_steps, strength=strength, callback=tick).cpu()
         return unit_to_output(unit, output_type)

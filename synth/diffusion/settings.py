@@ -116,7 +116,11 @@ class SamplerSettings(Settings):
         guidance: classifier-free guidance by the labels; 1 = none, else two evaluations a step.
         texture: of the kept pixels. "source" = bit for bit as they are in the transformed source; "codec" = the source
             is first sent through the codec, so that kept and painted pixels have one texture: a network then finds the
-            transition less easily, but what it learns from is no longer the scanner's pixels.
+            transition less easily, but what it learns from is no longer the scanner's pixels. "redrawn" = the finished
+            image, object and all, is noised to `redraw_sigma` and denoised once more as one (SDEdit, Meng et al. 2022):
+            what is left of a transition goes, and the object is only like the source's; no pixel of it is kept.
+        redraw_sigma: of texture "redrawn", in standard deviations of the latents. The more, the less of a seam, and the
+            freer the object's outline and inside; four evaluations more.
         tile_batch: of an image larger than the generator, tiles that go through the network together.
         precision: of the network; noise levels, known region and the sampler's state are float32 in any. "auto" = bf16
             on GPUs that have it, else "no" (float32). Against float32, untrained networks differ by up to two grey
@@ -135,7 +139,8 @@ class SamplerSettings(Settings):
     margin_cells: tuple[int, int] = (1, 3)
     guidance: float = Field(1.0, ge=0)
     mode: Mode = "surroundings"
-    texture: Literal["source", "codec"] = "source"
+    texture: Literal["source", "codec", "redrawn"] = "source"
+    redraw_sigma: float = Field(0.6, gt=0)
     tile_batch: int = Field(16, ge=1)
     precision: Precision = "auto"
     compile: bool = False

@@ -105,18 +105,19 @@ def paint_box(free: torch.Tensor, *, tile_px: int, factor: int) -> Box | None:
     return rows, columns
 
 
-def paint_apart(canvas: Canvas, seeds: Sequence[int], paint: Callable[[Canvas, Sequence[int]], torch.Tensor], *,
-                tile_px: int, factor: int) -> torch.Tensor:
+def paint_apart(canvas: Canvas, seeds: Sequence[int], paint: Callable[[Canvas, Sequence[int]], torch.Tensor], *,  # noqa: PLR0913
+                tile_px: int, factor: int, redrawn: bool = False) -> torch.Tensor:
     """Returns painted unit images (B, C, H, W): each alone, and of each only what is not kept, see `paint_box`.
 
     Args:
         paint: what paints a canvas whose sides are multiples of `factor` and no shorter than `tile_px`.
+        redrawn: whether `paint` changes what it keeps too, so that it must see all of it.
     """
     height, width = canvas.image.shape[-2:]
     done = []
     for i, seed in enumerate(seeds):
         one = canvas.row(i).padded(factor)
-        box = paint_box(~(one.keep | one.keep_in)[0], tile_px=tile_px, factor=factor)
+        box = paint_box(~(one.keep_in if redrawn else one.keep | one.keep_in)[0], tile_px=tile_px, factor=factor)
         painted = one.shown.clone()
         if box is not None:
             painted[(..., *box)] = paint(one.cut(box), [seed])

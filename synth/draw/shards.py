@@ -22,7 +22,7 @@ from synth.draw.sources import Sources
 from synth.draw.supply import Supply, choose_pairs, score_supply
 from synth.formats import read_shards, shard_name, write_shard
 from synth.gates import Gates, Verdict, run_gates
-from synth.generator import CURATED, KEEPS, kept_by, mode_of, shows_source
+from synth.generator import CURATED, keeps_of, kept_by, shows_source
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def kept_hash(image: np.ndarray, mask: np.ndarray, settings: str = "{}") -> str:
         settings: JSON text of the sampler's settings, see `synth.generator.kept_by`.
     """
     words = json.loads(settings)
-    if KEEPS[mode_of(words)] == "nothing":
+    if keeps_of(words) == "nothing":
         return ""
     keep = kept_by(torch.from_numpy(mask.astype(np.int64))[None], words)[0].numpy()
     return sha256(np.ascontiguousarray(image[keep]).tobytes())
@@ -226,7 +226,7 @@ def verify_shards(folder: str | Path) -> list[str]:
     try:
         for pair in read_shards(out):
             if pair.made and kept_hash(pair.image, pair.mask, pair.made.settings) != pair.made.kept_sha256:
-                what = KEEPS[mode_of(json.loads(pair.made.settings))]
+                what = keeps_of(json.loads(pair.made.settings))
                 faults.append(f"{pair.id}: a pixel of the {what} differs from the transformed source")
     except UserError as error:  # a shard that is missing or does not open is a fault like any other
         faults.append(str(error))

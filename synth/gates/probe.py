@@ -16,7 +16,7 @@ from synth.core.device import compute_device
 from synth.core.files import hash_json, replace_file, sha256, write_json
 from synth.core.pairs import DataInfo
 from synth.core.space import labels_to_keep
-from synth.gates.seam import Paint, Shown, group_folds, paint_placebos, seam_folder, within_auc
+from synth.gates.seam import Paint, Shown, as_given, group_folds, paint_placebos, seam_folder, within_auc
 from synth.gates.seam_net import SeamNet, SeamSettings, fit_seam_net, seam_logits
 
 WEIGHTS, FACTS = "seam.safetensors", "seam.json"
@@ -90,7 +90,7 @@ def _quantile(scores: torch.Tensor, q: float) -> float:
 
 def fit_seam_probe(paint: Paint, images: torch.Tensor, labels: torch.Tensor, *, settings: SeamSettings,  # noqa: PLR0913
                    groups: Sequence[str], info: DataInfo, out: str | Path | None = None,
-                   shown: Shown | None = None) -> SeamProbe:
+                   shown: Shown | None = as_given) -> SeamProbe:
     """Returns a probe fitted on placebos that `paint` leaves in unit images (N, C, S, S), with its threshold.
 
     The threshold is what the probe says, on groups it was not fitted on, where there is no seam: the `quantile` of

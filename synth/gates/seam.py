@@ -42,6 +42,12 @@ Paint = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], torch.Tensor]
 Shown = Callable[[torch.Tensor], torch.Tensor]
 """Unit images (B, C, H, W) -> the same as their kept pixels will appear (through a codec, say)."""
 
+
+def as_given(images: torch.Tensor) -> torch.Tensor:
+    """Returns unit `images` (B, C, H, W): how a painter shows what it keeps that keeps it bit for bit."""
+    return images
+
+
 THRESHOLDS = np.linspace(0.02, 0.98, 49)
 """Probabilities among which that of the best Dice is chosen."""
 
@@ -131,15 +137,16 @@ def group_folds(groups: Sequence[str], n_folds: int, *, seed: int) -> np.ndarray
 
 
 def paint_placebos(paint: Paint, images: torch.Tensor, labels: torch.Tensor, *, groups: Sequence[str],
-                   info: DataInfo, settings: SeamSettings, shown: Shown | None = None) -> PaintedPlacebos:
+                   info: DataInfo, settings: SeamSettings,
+                   shown: Shown | None = as_given) -> PaintedPlacebos:
     """Returns unit images (N, C, S, S) painted but for a placebo each; those without room for one are left out.
 
-    Source pixels are written over the kept place and the whole is rounded to the data's grey levels, so that the
+    The kept place is written over what was painted and the whole is rounded to the data's grey levels, so that the
     test sees what a file would hold: no seam of rounding on one side alone.
 
     Args:
         labels: (N, S, S), zeros where unknown. groups: (N,).
-        shown: how the painter shows what it keeps, if not as it is in `images`.
+        shown: how the painter shows what it keeps; None = as it painted it, keeping no pixel to the bit.
 
     Raises:
         UserError: if the images are not square, or none has room.
@@ -156,7 +163,7 @@ def paint_placebos(paint: Paint, images: torch.Tensor, labels: torch.Tensor, *, 
         some = rows[start:start + settings.paint_batch]
         source, keep = images[some], placebos.keep[start:start + settings.paint_batch]
         painted = paint(source, keep, [derive_seed(settings.seed, "placebo", i) for i in some]).cpu().float()
-        unit = torch.where(keep[:, None], source if shown is None else shown(source).cpu().float(), painted)
+        unit = painted if shown is None else torch.where(keep[:, None], shown(source).cpu().float(), painted)
         done.append(pixels_to_unit(unit_to_pixels(unit, info.intensity_range, info.dtype), info.intensity_range))
         log.info("placebos: %d of %d images painted", start + len(some), len(rows))
     return PaintedPlacebos(torch.cat(done), placebos, tuple(groups[i] for i in rows))
@@ -215,7 +222,7 @@ def _best_threshold(probabilities: torch.Tensor, keep: torch.Tensor) -> float:
 
 def placebo_test(paint: Paint, images: torch.Tensor, labels: torch.Tensor, *, settings: SeamSettings,  # noqa: PLR0913
                  groups: Sequence[str], info: DataInfo, out: str | Path | None = None,
-                 shown: Shown | None = None) -> SeamResult:
+                 shown: Shown | None = as_given) -> SeamResult:
     """Returns how well a network finds placebos that `paint` left in unit images (N, C, S, S); see the module.
 
     Args:

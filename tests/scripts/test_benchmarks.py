@@ -21,6 +21,7 @@ from synth.diffusion.denoiser import build_denoiser, build_scheduler
 from synth.diffusion.inpaint import InpaintPipeline
 from synth.diffusion.settings import AutoencoderSettings, DenoiserSettings
 from synth.formats import write_folder
+from synth.gates.seam import as_given
 
 BENCHMARKS = Path(__file__).parents[2] / "scripts" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -149,7 +150,7 @@ def test_both_paint_what_is_not_kept_and_keep_the_rest_exactly(codec: str) -> No
         assert torch.equal(painted[shown], asked.image[shown])
         assert (painted - asked.image).abs()[~shown].mean() > 0.05 and painted.isfinite().all()
         assert torch.equal(painted, paint(asked))  # seeds alone decide
-        assert paint.shown is None
+        assert paint.shown is as_given
         whole = painting.Request(asked.image, torch.ones_like(asked.keep), asked.seeds)
         assert torch.equal(paint(whole), whole.image)
 
@@ -175,7 +176,8 @@ def test_kept_latents_are_held_at_every_level_and_the_network_is_told_nothing() 
 def test_evaluations_are_counted_per_pair() -> None:
     pipeline, asked = make_pipeline(codec="pixels"), request(3)
     ways = painting.methods(pipeline)
-    assert tuple(ways) == painting.METHODS[:-1]  # pixels need no codec, so there is no second texture
+    # Pixels need no codec, so there is no second texture.
+    assert tuple(ways) == tuple(name for name in painting.METHODS if name != "default_codec")
     assert tuple(painting.methods(make_pipeline(codec="kl"))) == painting.METHODS
     for name, n in (("default", 4), ("fast", 8), ("ddim50", 50), ("repaint_50_5_3", 140)):
         with painting.counted(pipeline.unet) as calls:
@@ -192,6 +194,7 @@ def test_a_method_is_a_generator() -> None:
     drawn = ways["ddim50"].sample(asked.image, asked.labels, seeds=asked.seeds, keep_in=asked.keep_in)
     assert torch.equal(drawn, painting.naive_ddim(pipeline)(asked))
     assert torch.equal(ways["ddim50"].transformed(asked.image), asked.image)
+    assert (ways["default"].keeps, ways["default_redrawn_1"].keeps) == ("foreground", "nothing")
     assert torch.equal(ways["fast"].transformed(asked.image), pipeline.with_sampler("fast").transformed(asked.image))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from contract_generator import GeneratorContract, request
 from diffusers import EDMDPMSolverMultistepScheduler
 from PIL import Image
@@ -262,3 +263,40 @@ def test_the_hash_names_the_sampler_too() -> None:
     other.register_to_config(eta=0.5)
     assert plain.content_hash() != other.content_hash()
     assert tiny_pipeline(value_range=(0, 200)).content_hash() != plain.content_hash()
+
+
+@pytest.mark.parametrize("kind", ["pixels", "kl"])
+def test_redrawn_images_keep_frames_alone_and_are_the_nearer_the_lower_the_level(kind: str) -> None:
+    plain = tiny_pipeline(kind=kind, sampler=SamplerSettings(n_steps=3, texture="codec"))
+    image, mask = request(plain)
+    frame = torch.zeros_like(mask, dtype=torch.bool)
+    frame[:, :5] = True
+    painted, off = plain.sample(image, mask, seeds=[1, 2, 3], keep_in=frame), []
+    for sigma in (0.001, 0.1, 1.0):
+        redrawn = plain.with_sampler(SamplerSettings(n_steps=3, texture="redrawn", redraw_sigma=sigma))
+        made = redrawn.sample(image, mask, seeds=[1, 2, 3], keep_in=frame)
+        assert torch.equal(made[:, :, :5], image[:, :, :5]) and torch.isfinite(made).all()
+        alone = redrawn.sample(image[1:2], mask[1:2], seeds=[2], keep_in=frame[1:2])
+        assert torch.allclose(made[1:2], alone, atol=1e-5)
+        off.append(float((made - painted)[labels_to_keep(mask)[:, None].expand_as(made)].abs().mean()))
+    assert off[0] < off[1] < off[2]
+    if kind == "pixels":  # a decoder of latents shows a cell by its surroundings too
+        assert off[0] < 0.01
+    assert redrawn.keeps == "nothing" and torch.equal(redrawn.kept(mask, frame), frame & ~labels_to_keep(mask))
+
+
+def test_redrawing_costs_four_evaluations() -> None:
+    pipeline = tiny_pipeline(sampler=SamplerSettings(n_steps=5, texture="redrawn"))
+    image, mask = request(pipeline)
+    calls, seen = [], []
+    pipeline.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    pipeline.paint(image, pipeline.around(mask), seeds=[1, 2, 3], callback=lambda *done: seen.append(done))
+    assert len(calls) == pipeline.evaluations() == 9 and seen[-1] == (9, 9)
+
+
+def test_nothing_of_the_source_shows_in_the_redrawn_surroundings() -> None:
+    pipeline = tiny_pipeline(sampler=SamplerSettings(n_steps=3, texture="redrawn", margin_cells=(0, 0)))
+    image, mask = request(pipeline)
+    near = F.max_pool2d(labels_to_keep(mask)[:, None].float(), 2 * pipeline.factor + 1, 1, pipeline.factor) > 0
+    other = torch.where(near, image, -image)  # a cell that is partly kept is known whole
+    assert torch.equal(*(pipeline.sample(x, mask, seeds=[1, 2, 3]) for x in (image, other)))

@@ -17,6 +17,7 @@ from synth_shell import CONFIGS, mistake, synth_cli
 from tiny import brightness_judge, files_of, squares, tiny_pipeline
 
 import synth
+from synth.audit import audit_seam
 from synth.core.checks import IGNORE, UserError
 from synth.core.pairs import DataInfo, ImageSet, PairSet, memory_set
 from synth.core.space import pixels_to_unit, to_channels
@@ -26,6 +27,7 @@ from synth.draw.hosts import lay_over, uncut
 from synth.draw.shards import kept_hash
 from synth.formats import read_shards
 from synth.gates import Gates, default_gates, run_gates
+from synth.gates.seam_net import SeamSettings
 from synth.generator import KEEPS, kept_by
 from synth.layouts import detect_frame, layout_from_json
 
@@ -101,6 +103,18 @@ def test_the_audit_finds_a_changed_pixel_of_what_was_kept(mode: str, found: str,
         faults = synth.verify_shards(out)
         assert len(faults) == (change == found) and all(
             f == f"{name}: a pixel of the {KEEPS[mode]} differs from the transformed source" for f in faults)
+
+
+def test_redrawn_pairs_vouch_for_no_pixel_and_their_seam_can_be_looked_for(tmp_path: Path) -> None:
+    generator = painter("surroundings")
+    redrawn = generator.with_sampler(generator.sampler.model_copy(update={"texture": "redrawn"}))
+    made = synth.draw(redrawn, PAIRS, n=2, seed=3, out=tmp_path / "made", config=CONFIG)
+    assert {p.made.kept_sha256 for p in made} == {""} and synth.verify_shards(tmp_path / "made") == []
+    found = synth.draw(generator, PAIRS, n=2, seed=3, out=tmp_path / "kept", config=CONFIG)
+    for one, other in zip(made, found, strict=True):
+        assert (one.image != other.image)[other.mask > 0].mean() > 0.9 and np.array_equal(one.mask, other.mask)
+    result = audit_seam(redrawn, PAIRS, n=4, settings=SeamSettings(steps=2, widths=(4,)))
+    assert result.n_keep_pixels > 0
 
 
 def test_novelty_is_that_of_what_was_painted() -> None:

@@ -186,6 +186,16 @@ def test_every_mode_paints_larger_images_and_keeps_what_it_shall(mode: str) -> N
     assert pipeline.any_size and torch.equal(painted[kept], image[kept]) and (painted != image)[~kept].any()
 
 
+def test_a_larger_image_is_redrawn_as_a_whole_but_for_its_frame() -> None:
+    pipeline = PIPELINE.with_sampler(SamplerSettings(n_steps=2, texture="redrawn"))
+    image, keep = canvas((45, 79))
+    keep_in = torch.zeros_like(keep)
+    keep_in[:, :8] = True
+    painted = pipeline.paint(image, ~keep_in, seeds=[1, 2], keep_in=keep_in)  # nothing to paint: all is to be redrawn
+    assert torch.equal(painted[:, :, :8], image[:, :, :8])
+    assert ((painted - image)[:, :, 12:].abs() > 1e-3).float().mean() > 0.9
+
+
 def test_a_window_costs_its_own_tiles_and_everything_kept_costs_none() -> None:
     image, keep_in = torch.zeros(1, 1, 256, 256), torch.ones(1, 256, 256, dtype=torch.bool)
     keep = torch.zeros_like(keep_in)

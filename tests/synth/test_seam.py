@@ -119,6 +119,14 @@ def test_kept_pixels_are_the_sources_and_the_rest_is_on_the_grey_levels() -> Non
     assert torch.equal(other.images, painted.images), "a seed belongs to the image, not to its batch"
 
 
+def test_what_is_redrawn_is_seen_as_it_was_painted() -> None:
+    def redraw(images: torch.Tensor, keep: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        return -images
+
+    assert torch.allclose(paint_placebos(redraw, IMAGES, LABELS, **DATA, settings=QUICK, shown=None).images, -IMAGES,
+                          atol=1 / 255)
+
+
 def test_images_must_be_square() -> None:
     with pytest.raises(UserError, match="32 x 24 px"):
         paint_placebos(untouched, IMAGES[..., :24], LABELS[..., :24], **DATA, settings=QUICK)
