@@ -59,20 +59,24 @@ def _picture(pixels: np.ndarray, info: DataInfo, labels: np.ndarray | None = Non
     return rgb.repeat(2, 0).repeat(2, 1)
 
 
-def limits(gates: Gates) -> dict[str, str]:
-    """Returns the threshold of each score that `gates` compute, as text."""
-    mine = {"correlation": f"≤ {gates.max_correlation:.3f}"}
+def limits(gates: Gates, *, is_new: bool = True) -> dict[str, str]:
+    """Returns the threshold of each score that `gates` compute, as text; empty where a score is only noted.
+
+    Args:
+        is_new: whether anything is painted, as in `run_gates`.
+    """
+    mine = {"correlation": f"≤ {gates.max_correlation:.3f}" if is_new else ""}
     if gates.predict is None:
         return mine
-    return {"faithfulness": f"≥ {gates.min_faithfulness:.2f}",
-            "false_foreground": f"≤ {gates.settings.max_false_foreground:.2f}", **mine}
+    false = {"false_foreground": f"≤ {gates.settings.max_false_foreground:.2f}"} if is_new else {}
+    return {"faithfulness": f"≥ {gates.min_faithfulness:.2f}", **false, **mine}
 
 
-def verdict_rows(outcome: Outcome, gates: Gates) -> list[list[str]]:
+def verdict_rows(outcome: Outcome, gates: Gates, *, is_new: bool = True) -> list[list[str]]:
     """Returns one row of text per variant: seed, verdict, a cell per score, and why it was rejected."""
     rows = []
     for seed, verdict in zip(outcome.seeds, outcome.verdicts, strict=True):
-        scores = [f"{verdict.scores[name]:.3f}" for name in limits(gates)]
+        scores = [f"{verdict.scores[name]:.3f}" for name in limits(gates, is_new=is_new)]
         rows.append([str(seed), "✓ kept" if verdict.kept else "✗ rejected", *scores, verdict.reason or "–"])
     return rows
 
@@ -86,7 +90,10 @@ def gallery_items(outcome: Outcome | None, info: DataInfo, outlines: bool) -> li
                                                strict=True)]
 
 
-def _explain(gates: Gates, *, has_strength: bool) -> str:
+def _explain(gates: Gates, *, has_strength: bool, is_new: bool) -> str:
+    if not is_new:
+        noted = "**Correlation** with the nearest training image is noted and not judged: the picture is its source's."
+        return noted if gates.predict is None else f"**Faithfulness**: the judge's Dice with the mask.  \n{noted}"
     lines = ["**Correlation** (novelty): the highest of what was drawn with any training image; above the limit it is "
              "rejected as a copy."]
     if has_strength:
@@ -154,9 +161,9 @@ class Page:
         except UserError as error:
             raise shown_errors(error) from None
         seconds = time.monotonic() - began
+        rows = verdict_rows(outcome, self.studio.gates, is_new=self.studio.is_new)
         return (_picture(outcome.source, one.info), _picture(outcome.source, one.info, outcome.labels),
-                self.show_variants(outcome, outlines), verdict_rows(outcome, self.studio.gates),
-                self._sum_up(outcome, one.ids[0], seconds), outcome)
+                self.show_variants(outcome, outlines), rows, self._sum_up(outcome, one.ids[0], seconds), outcome)
 
     def show_variants(self, outcome: Outcome | None, outlines: bool) -> dict:  # noqa: FBT001 - gradio calls it
         """Returns the update of the gallery."""
@@ -178,11 +185,26 @@ KEPT = {"foreground": ": inside the outline every pixel is kept",
 """By what a generator keeps."""
 
 
+def _does(studio: Studio) -> str:
+    """Returns what the generator does; one that keeps no pixel need not have drawn all of it from the mask."""
+    if not studio.is_new:
+        return "Shows an image in another appearance, its structures and labels where they were"
+    if studio.generator.sampler_settings().get("texture") == "redrawn":
+        return "Paints around or in place of the annotated structure of an image, then draws the whole image once more"
+    return DOES[studio.generator.keeps]
+
+
+def _kept(studio: Studio) -> str:
+    if studio.generator.sampler_settings().get("texture") == "codec" and studio.generator.keeps != "nothing":
+        return KEPT[studio.generator.keeps].replace("is kept", "is the source's, sent through the autoencoder")
+    return KEPT[studio.generator.keeps]
+
+
 def build_page(studio: Studio) -> gr.Blocks:
     """Returns the page, not yet served."""
     page = Page(studio)
     with gr.Blocks(title="Pairsmith preview", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-        gr.Markdown(f"# Pairsmith preview\n{DOES[studio.generator.keeps]}, and shows what the gates of `synth draw` "
+        gr.Markdown(f"# Pairsmith preview\n{_does(studio)}, and shows what the gates of `synth draw` "
                     f"say about the result.\n\n<small>{html.escape(studio.title)}</small>", elem_id="head")
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=340):
@@ -253,7 +275,7 @@ def _results(studio: Studio) -> tuple[list[gr.components.Component], gr.Gallery,
             gr.Markdown("**Source**", elem_classes="caption")
             source = gr.Image(label="Source", **look)
         with gr.Column(min_width=240, elem_classes="tight"):
-            gr.Markdown(f"**Label mask**{KEPT[studio.generator.keeps]}", elem_classes="caption")
+            gr.Markdown(f"**Label mask**{_kept(studio)}", elem_classes="caption")
             mask = gr.Image(label="Label mask", **look)
     with gr.Column(elem_classes="tight"):
         gr.Markdown("**Synthetic**", elem_classes="caption")
@@ -262,10 +284,10 @@ def _results(studio: Studio) -> tuple[list[gr.components.Component], gr.Gallery,
                               buttons=["download", "fullscreen"])
     outlines = gr.Checkbox(False, label="Outline the label mask on the synthetic images")
     summary = gr.Markdown(START, elem_classes="caption")
-    limit = limits(studio.gates)
+    limit = limits(studio.gates, is_new=studio.is_new)
     widths = [10, 13, *([17] * len(limit)), 77 - 17 * len(limit)]
-    verdicts = gr.Dataframe(headers=["Seed", "Verdict", *(f"{COLUMNS[k]} {limit[k]}" for k in limit), "Reason"],
+    verdicts = gr.Dataframe(headers=["Seed", "Verdict", *(f"{COLUMNS[k]} {limit[k]}".strip() for k in limit), "Reason"],
                             label="Gates", interactive=False, wrap=True, type="array", buttons=["copy"],
                             column_widths=[f"{w}%" for w in widths], elem_classes="gates")
-    gr.Markdown(f"<small>{_explain(studio.gates, has_strength=studio.has_steps)}</small>")
+    gr.Markdown(f"<small>{_explain(studio.gates, has_strength=studio.has_steps, is_new=studio.is_new)}</small>")
     return [source, mask, variants, verdicts, summary], variants, outlines

@@ -20,6 +20,7 @@ import torch
 from phantom import make_phantom
 from PIL import Image
 
+import synth
 from apps import preview
 from apps.studio import Ask, Folders, Studio, open_studio, paint, read_upload
 from synth.core.checks import UserError
@@ -31,6 +32,7 @@ from synth.formats import write_folder
 from synth.gan.recipe import build_translator
 from synth.gan.settings import TranslateSettings
 from synth.gan.translate import TranslatePipeline
+from synth.gates import run_gates
 from synth.layouts import detect_frame
 
 SIZE = 32
@@ -126,6 +128,22 @@ def test_callback_counts_up_to_the_end(studio: Studio) -> None:
     assert [done for done, _ in calls] == list(range(1, calls[-1][1] + 1)) and {t for _, t in calls} == {calls[0][1]}
 
 
+def _page(studio: Studio) -> list[object]:
+    before = dict(os.environ)
+    preview.set_environment()
+    try:
+        from apps.panels import build_page
+
+        return list(build_page(studio).blocks.values())
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _texts(blocks: list[object]) -> str:
+    return "\n".join(str(getattr(b, "value", "")) for b in blocks)
+
+
 def test_a_translator_draws_everything_from_the_mask(folders: Folders, tmp_path: Path) -> None:
     settings = TranslateSettings(model="oasis", size=SIZE, translator={"widths": (8, 8, 16), "hidden": 8, "n_code": 4})
     TranslatePipeline(build_translator(settings, channels=1, n_classes=3).eval(), 3).save_pretrained(tmp_path / "gan")
@@ -137,18 +155,44 @@ def test_a_translator_draws_everything_from_the_mask(folders: Folders, tmp_path:
     drawn = studio.generator.sample(torch.zeros(1, 1, SIZE, SIZE), torch.from_numpy(one.masks).long(), seeds=[5],
                                     keep_in=torch.from_numpy(detect_frame(one.images[0]))[None])
     assert np.abs(outcome.painted[0] / 127.5 - 1 - drawn[0].numpy()).max() <= 0.5 / 127.5 + 1e-6
-    before = dict(os.environ)
-    preview.set_environment()
-    try:
-        from apps.panels import build_page
-
-        page = build_page(studio)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    shown = {b.label: b.visible for b in page.blocks.values() if getattr(b, "label", None) in ("Strength", "Sampler")}
+    blocks = _page(studio)
+    shown = {b.label: b.visible for b in blocks if getattr(b, "label", None) in ("Strength", "Sampler")}
     assert shown == {"Strength": False, "Sampler": False}
-    assert any("from the label mask alone" in str(getattr(b, "value", "")) for b in page.blocks.values())
+    assert "from the label mask alone" in _texts(blocks)
+
+
+def test_novelty_is_scored_on_what_is_painted(studio: Studio) -> None:
+    generator = studio.generator.with_sampler(SamplerSettings(n_steps=4, mode="object"))
+    outcome = paint(dataclasses.replace(studio, generator=generator), studio.pair(studio.ids[1]), ASK)
+    unit = torch.from_numpy(outcome.painted / np.float32(127.5)) - 1
+    labels = torch.from_numpy(outcome.labels.astype(np.int64)).expand(2, -1, -1)
+    _, drawn = run_gates(unit, labels, studio.gates, painted=~generator.kept(labels))
+    _, surroundings = run_gates(unit, labels, studio.gates)
+    mine = [v.scores["correlation"] for v in outcome.verdicts]
+    assert mine == pytest.approx([v.scores["correlation"] for v in drawn], abs=1e-4)
+    assert mine != pytest.approx([v.scores["correlation"] for v in surroundings], abs=1e-2)
+
+
+def test_another_appearance_is_judged_and_described_as_such(folders: Folders, tmp_path: Path) -> None:
+    settings = {"kind": "spectral", "size": SIZE, "operation": {"strength": [0.0, 0.05]}}
+    synth.fit(settings, synth.load_pairs(folders.data), out=tmp_path / "spectral")
+    studio = open_studio(dataclasses.replace(folders, generator=tmp_path / "spectral"))
+    one = studio.pair(studio.ids[0])
+    outcome = paint(studio, one, dataclasses.replace(ASK, random_layout=True))
+    assert all(v.kept and v.scores["correlation"] > studio.gates.max_correlation for v in outcome.verdicts)
+    assert any(np.array_equal(outcome.labels, m) for m in (one.masks[0], one.masks[0][:, ::-1])), "only mirrored"
+    shown = _texts(_page(studio))
+    assert "in another appearance" in shown and "is noted and not judged" in shown
+    assert "from the label mask alone" not in shown and "rejected as a copy" not in shown
+
+
+@pytest.mark.parametrize(("texture", "words"), [("source", "inside the outline every pixel is kept"),
+                                                ("codec", "sent through the autoencoder"),
+                                                ("redrawn", "draws the whole image once more")])
+def test_what_is_kept_is_said_by_texture(studio: Studio, texture: str, words: str) -> None:
+    generator = studio.generator.with_sampler(SamplerSettings(n_steps=4, texture=texture))
+    shown = _texts(_page(dataclasses.replace(studio, generator=generator)))
+    assert words in shown and "from the label mask alone" not in shown
 
 
 def test_page_shows_the_kept_pixels_exactly(studio: Studio) -> None:
