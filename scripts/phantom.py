@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from synth.core.checks import UserError
+from synth.core.checks import MIN_SIDE, UserError
 from synth.core.pairs import DataInfo, PairSet, memory_set
 from synth.core.rng import derive_seed
 from synth.formats import write_folder
@@ -51,8 +51,13 @@ def make_phantom(n: int, *, size: int = 64, n_groups: int = 6, channels: int = 1
     and its mask is exact. The same arguments give the same pixels.
 
     Raises:
-        UserError: if there are more classes than the phantom can draw, or RGB is asked for with 16 bit.
+        UserError: if there are more classes than the phantom can draw, RGB is asked for with 16 bit, or a number is
+            too small.
     """
+    for name, value, least in (("n", n, 1), ("size", size, MIN_SIDE), ("n_groups", n_groups, 1)):
+        if value < least:
+            raise UserError(f"{name}={value}", rule=f"it is at least {least}", repair=f"write --{name} {least}".replace(
+                "_", "-"))
     if not 2 <= n_classes <= len(OBJECT_LEVELS) + 1:
         raise UserError(f"n_classes={n_classes}", rule=f"the phantom draws 2 to {len(OBJECT_LEVELS) + 1} classes",
                         repair="choose a number between")

@@ -167,7 +167,8 @@ def run_drawn(words: Sequence[str], *, seam_only: Sequence[str]) -> None:
     """
     folder = required(words[0] if words else None, "folder", "data/made, or --seam runs/painter")
     if seam_only:
-        raise UserError(seam_only[0], rule="it belongs to --seam", repair="add --seam runs/painter, or leave it out")
+        raise UserError(seam_only[0], rule="it belongs to --seam and --spectrum",
+                        repair="add --seam runs/painter or --spectrum data/made, or leave it out")
     refuse(words[1:], "one folder, or --seam and its settings")
     faults = verify_shards(folder)
     for line in faults or summary(folder):  # a damaged set may not open, so there is no summing it up

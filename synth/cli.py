@@ -5,17 +5,23 @@ Heavy imports wait in the commands.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from synth.core.checks import UserError
 from synth.core.shell import refuse, required, run, say, take, take_number
 
+if TYPE_CHECKING:
+    from synth.core.pairs import PairSet
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Fit generators on a few annotated images and draw new, checked image-mask pairs from them.")
 
 CONFIG = typer.Argument(..., help="YAML file of settings, e.g. configs/tiny/inpaint.yaml")
+DRAW_CONFIG = typer.Argument(..., help="YAML file of settings, e.g. configs/draw.yaml")
 OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="settings that replace the file's")
 DRY_RUN = typer.Option(False, "--dry-run", help="print the resolved settings and stop")
 CHECK_ONLY = typer.Option(False, "--dry-run", help="read and check everything, write nothing")
@@ -40,7 +46,7 @@ def fit(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool =
 
 
 @app.command()
-def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN,
+def draw(config: Path = DRAW_CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN,
          no_paint: bool = typer.Option(False, "--no-paint", help="write the transformed sources unpainted")) -> None:
     """Draw pairs: synth draw CONFIG generator=DIR data.labelled=DIR [data.unlabelled=DIR] [judge=DIR] n=500 out=DIR.
 
@@ -65,11 +71,11 @@ def draw(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool 
 
 @app.command()
 def curate(folder: Path = FOLDER, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
-    """Curate a drawn set: synth curate MADE judge=DIR referee=DIR data.labelled=DIR [data.held_out=DIR] out=DIR.
+    """Curate a drawn set: synth curate MADE judge=DIR referee=DIR data.labelled=DIR [data.held_out=DIR] RULE out=DIR.
 
-    Of any engine's pairs: pixels that the judge finds too unlikely become ignore (curate.ignore=1.25), pairs whose mask
-    the referee does not find again go (curate.min_agreement=0.8), and with budget=100 the hardest of the rest stay,
-    and a random half.
+    One rule at least, none is on by itself. Of any engine's pairs: pixels that the judge finds too unlikely become
+    ignore (curate.ignore=1.25), pairs whose mask the referee does not find again go (curate.min_agreement=0.8), and
+    with budget=100 the hardest of the rest stay, and a random half.
     """
     from synth.commands.curate import run_curate
 
@@ -162,7 +168,7 @@ def export(folder: Path = FOLDER, overrides: list[str] = OVERRIDES,
     pairs = load_pairs(folder)
     n_before = len(pairs)
     if without_group:
-        pairs = pairs.without_group(without_group)
+        pairs = _recall(pairs, without_group, str(folder))
     out = Path(required(out, "out", "exported"))
     left_out = f", {n_before - len(pairs)} of group {without_group} left out" if without_group else ""
     if dry_run:
@@ -170,6 +176,19 @@ def export(folder: Path = FOLDER, overrides: list[str] = OVERRIDES,
         return
     writers[kind or "imagefolder"](pairs, out)
     say(f"{out}: {len(pairs)} pairs{left_out}")
+
+
+def _recall(pairs: PairSet, group: str, where: str) -> PairSet:
+    # A misspelt group would leave everything of that patient in a set that is then given away.
+    stem = {g for item in pairs.items for g in (item.group, *(item.made.parent_groups if item.made else ()))}
+    if group not in stem:
+        near = get_close_matches(group, sorted(stem), n=1, cutoff=0.0)
+        raise UserError(f"--without-group {group}", rule=f"nothing in {where} stems from this group, so there is "
+                        "nothing to leave out", repair=f"drop the option, or did you mean {near[0]}?")
+    if all(group in (item.group, *(item.made.parent_groups if item.made else ())) for item in pairs.items):
+        raise UserError(f"--without-group {group}", rule=f"everything in {where} stems from this group",
+                        repair="delete the set, nothing of it may stay")
+    return pairs.without_group(group)
 
 
 @app.command("import")

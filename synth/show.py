@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from synth.core.checks import IGNORE
+from synth.core.checks import IGNORE, UserError
 from synth.core.files import replace_file
 from synth.core.pairs import DataInfo, Pair, PairSet
 from synth.core.space import resize_image, resize_mask, to_channels
 from synth.formats import load_pairs, read_shards
+from synth.formats.shards import shard_sources
+from synth.formats.survey import Options
 
 COLOURS = np.array([[0, 0, 0], [255, 200, 0], [0, 200, 255], [255, 80, 160], [120, 255, 80], [180, 120, 255]], float)
 """Outline colours of the classes, background first; more classes repeat them."""
@@ -20,15 +22,18 @@ COLOURS = np.array([[0, 0, 0], [255, 200, 0], [0, 200, 255], [255, 80, 160], [12
 
 def summary(folder: str | Path) -> list[str]:
     """Returns a few lines: how many pairs, classes, groups, and what the gates said."""
-    pairs = load_pairs(folder)
-    lines = [f"{folder}: {len(pairs)} pairs, {pairs.info.channels} channel(s), {pairs.info.bit_depth} bit, "
-             f"{len(set(pairs.groups))} groups, classes {', '.join(pairs.info.classes)}"]
+    has_rejected = any((Path(folder) / "data").glob("rejected-*.parquet"))
+    nothing = has_rejected and not shard_sources(Path(folder), Options(labelled=True), split="train")
+    pairs = None if nothing else load_pairs(folder)
+    lines = [f"{folder}: no pair passed the gates"] if pairs is None else [
+        f"{folder}: {len(pairs)} pairs, {pairs.info.channels} channel(s), {pairs.info.bit_depth} bit, "
+        f"{len(set(pairs.groups))} groups, classes {', '.join(pairs.info.classes)}"]
     scores: dict[str, list[float]] = {}
-    for item in pairs.items:
+    for item in pairs.items if pairs is not None else ():
         for name, value in (item.made.scores if item.made else {}).items():
             scores.setdefault(name, []).append(value)
     lines += [f"  {name}: median {np.median(v):.3f}, from {min(v):.3f} to {max(v):.3f}" for name, v in scores.items()]
-    if list((Path(folder) / "data").glob("rejected-*.parquet")):
+    if has_rejected:
         rejected = read_shards(Path(folder), "rejected")
         why = Counter(part.split()[0] for item in rejected.items for part in item.made.reason.split("; "))
         lines.append(f"  {len(rejected)} rejected: " + ", ".join(f"{k} {n}" for k, n in why.most_common()))
@@ -61,7 +66,13 @@ def _tile(pair: Pair, info: DataInfo, side: int) -> np.ndarray:
 
 
 def save_grid(pairs: PairSet, path: Path, *, n: int = 32, columns: int = 8, side: int = 128) -> None:
-    """Writes a PNG of up to `n` pairs spread over the set, each image above the same image with its mask outlined."""
+    """Writes a PNG of up to `n` pairs spread over the set, each image above the same image with its mask outlined.
+
+    Raises:
+        UserError: if `path` does not end in .png.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"out={path}", rule="it is written as PNG", repair="give a name that ends in .png")
     rows = np.linspace(0, len(pairs) - 1, min(n, len(pairs))).round().astype(int)
     tiles = [_tile(pairs[int(i)], pairs.info, side) for i in rows]
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)

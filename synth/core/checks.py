@@ -10,6 +10,10 @@ IGNORE = 255
 """Label value that no loss, metric or gate counts."""
 
 
+MIN_SIDE = 8
+"""Least height and width of an image, px."""
+
+
 class UserError(ValueError):
     """A user's mistake: one line that names the file or value, the rule it breaks, and the repair."""
 
@@ -29,9 +33,9 @@ def check_image(image: np.ndarray, name: str) -> None:
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise UserError(name, rule=f"an image is grey (H, W) or RGB (H, W, 3), this one has shape {image.shape}",
                         repair="convert it to grey or RGB without an alpha channel")
-    if min(image.shape[:2]) < 8:
-        raise UserError(name, rule=f"an image has at least 8 px a side, this one is {image.shape[0]}x{image.shape[1]}",
-                        repair="remove it")
+    if min(image.shape[:2]) < MIN_SIDE:
+        raise UserError(name, rule=f"an image has at least {MIN_SIDE} px a side, this one is "
+                        f"{image.shape[0]}x{image.shape[1]}", repair="remove it")
 
 
 def check_mask(mask: np.ndarray, name: str, *, n_classes: int) -> None:

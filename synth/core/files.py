@@ -69,6 +69,8 @@ def claim_folder(out: Path, *, kind: str, identity: dict[str, object]) -> Path:
         UserError: if the folder holds another run, or files that no run wrote.
     """
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(str(out), rule="it is a file, and a run is a folder", repair="choose another out=")
     mark = {"kind": kind, "hash": hash_json(identity), "identity": identity}
     marker = out / RUN_FILE
     # Looked at before the marker: another process of the same run may be claiming the folder at this moment.

@@ -297,4 +297,4 @@ def check_joinable(labelled: ImageSet | Arrays, other: ImageSet | Arrays, where:
     shared = set(labelled.ids) & set(other.ids)
     if shared:
         raise UserError(where, rule=f"id {sorted(shared)[0]!r} is in the labelled set too",
-                        repair="remove it from one of the two folders")
+                        repair="remove it from one of the two folders, or rename it if it is another image")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -70,7 +71,7 @@ def _complain(text: str) -> None:
 
 
 def run(app: Callable[[], None]) -> None:
-    """Runs a command; a user's mistake or a full device becomes one line on stderr and exit code 2."""
+    """Runs a command; a mistake, a full device or memory, or a closed folder is one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, format="%(message)s")
     for noisy in ("httpx", "matplotlib", "datasets", "fsspec", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -84,8 +85,23 @@ def run(app: Callable[[], None]) -> None:
     except (UserError, FloatingPointError) as error:
         _complain(str(error))
         raise SystemExit(2) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, MemoryError, RuntimeError) as error:
+        repair = _repair(error)
+        if repair is None:
             raise
-        _complain(f"{error}. Repair: free some space and run the same command again, it resumes.")
+        _complain(f"{str(error).splitlines()[0]}. Repair: {repair}.")
         raise SystemExit(2) from None
+
+
+def _repair(error: Exception) -> str | None:
+    """Returns what helps against an error that the machine and not the code made, None for any other."""
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "free some space and run the same command again, it resumes"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            return "choose a folder that you may read and write"
+        return None
+    # torch has an error class for a GPU's memory alone; a CPU's allocator raises a bare RuntimeError.
+    if isinstance(error, MemoryError) or re.search("out of memory|t allocate memory", str(error)):
+        return "take a smaller size= or batch_size="
+    return None

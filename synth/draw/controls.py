@@ -10,7 +10,7 @@ import torch
 from synth.core.config import load_config
 from synth.core.pairs import ImageSet, PairSet
 from synth.diffusion.inpaint import blend_alpha
-from synth.draw.flow import Before, check_fit, check_request, claim_draw, is_native, run_draw, window_of
+from synth.draw.flow import Before, check_fit, check_request, check_size, claim_draw, is_native, run_draw, window_of
 from synth.draw.free import SHOWN, check_layout, label_painter, shapes_of
 from synth.draw.painters import clear_backgrounds, paste_painter, roundtrip_painter
 from synth.draw.settings import CopyPasteSettings, DrawSettings
@@ -29,6 +29,7 @@ def draw_layouts(  # noqa: PLR0913 - as `draw`
     Raises:
         UserError: as `draw`.
     """
+    check_size(size)
     settings, arrays = load_config(DrawSettings, config), labelled.arrays(size)
     check_request(n, arrays)
     shapes = shapes_of(shape, settings.layout, arrays, size=size)

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from synth.card import RECOLOURED, dataset_card
-from synth.core.checks import UserError
+from synth.core.checks import MIN_SIDE, UserError
 from synth.core.config import Settings
 from synth.core.files import claim_folder, sweep
 from synth.core.pairs import Arrays, Pair, PairSet
@@ -34,6 +34,12 @@ def check_request(n: int, labelled: Arrays) -> None:
     if n < 1:
         raise UserError(f"n={n}", rule="there is nothing to draw", repair="write n=100")
     rows_with_foreground(labelled)
+
+
+def check_size(size: int) -> None:
+    """Raises for a working resolution at which no image could be read again."""
+    if size < MIN_SIDE:
+        raise UserError(f"size={size}", rule=f"an image has at least {MIN_SIDE} px a side", repair="write size=64")
 
 
 def check_fit(generator: Generator, arrays: Arrays, where: str) -> None:

@@ -10,7 +10,7 @@ from synth.core.checks import UserError
 from synth.core.config import load_config
 from synth.core.pairs import ImageSet, PairSet
 from synth.draw.curation import CurateSettings, Curation, check_models
-from synth.draw.flow import Before, check_fit, check_request, claim_draw, is_native, run_draw, window_of
+from synth.draw.flow import Before, check_fit, check_request, check_size, claim_draw, is_native, run_draw, window_of
 from synth.draw.free import check_layout, shapes_of
 from synth.draw.hosts import clear_hosts
 from synth.draw.modes import check_recolourer, inserter_of, repainter_of, still_layout
@@ -45,6 +45,18 @@ def _curated(settings: DrawSettings, curation: Curation | None) -> DrawSettings:
     return settings.model_copy(update={"curate": curation.settings})
 
 
+def _side(generator: Generator | None, size: int | None) -> int:
+    if generator is not None:
+        if size not in (None, generator.size):
+            raise UserError(f"size={size}", rule=f"this generator draws at {generator.size} px",
+                            repair="leave size= out, or fit a generator of that size")
+        return generator.size
+    if size is None:
+        raise UserError("size", rule="without a generator the working resolution must be given", repair="add size=64")
+    check_size(size)
+    return size
+
+
 def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice that a caller makes
     generator: Generator | None, labelled: PairSet, *, n: int, seed: int = 0, gates: Gates | None = None,
     out: str | Path, config: str | Path | dict | DrawSettings | None = None, size: int | None = None,
@@ -58,7 +70,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
     that ends before the others returns None.
 
     Args:
-        generator: None writes the transformed sources unpainted, at `size`.
+        generator: None writes the transformed sources unpainted, at `size`; else `size` may be its own or None.
         labelled: real pairs, of training groups only. out: a folder that `datasets.load_dataset` then opens.
         supply: chooses the kept ones among `supply.oversample` times as many, see `default_supply`; those left over
             are rejected with the reason "supply". Its settings are taken where `config` names none.
@@ -81,9 +93,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
         generator = inserter_of(generator, settings.repaint_share)
     check_layout(settings.layout, generator, hosts=hosts is not None)
     repainter = repainter_of(generator, settings.repaint_share)
-    side = generator.size if generator else size
-    if side is None:
-        raise UserError("size", rule="without a generator the working resolution must be given", repair="add size=64")
+    side = _side(generator, size)
     arrays = labelled.native(side) if is_native(generator) else labelled.arrays(side)
     if generator is not None:
         check_fit(generator, arrays, labelled.where)

@@ -62,6 +62,9 @@ def _load(root: Path, options: Options, split: str | None) -> tuple[list[Source]
     if not root.is_dir():
         raise UserError(str(root), rule="no such folder", repair="give the folder that holds the images")
     sources = _sources(root, options, split)
+    if not sources and any((root / "data").glob("*-of-*.parquet")):
+        raise UserError(str(root), rule=f"the split {split or 'train'!r} holds no pair, so none passed the gates",
+                        repair="see with synth show why, and draw again")
     if not sources:
         raise UserError(str(root), rule="no images found", repair="put them into a folder images/ there")
     check_unique([source.item.id for source in sources], str(root))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,8 @@ from synth_shell import CONFIGS, mistake, synth_cli
 from tiny import FIT, files_of, squares, tiny_pipeline
 
 import synth
-from synth.core.shell import take_number
+from synth.core.checks import UserError
+from synth.core.shell import run, take_number
 from synth.formats import load_pairs, read_shards
 
 PAIRS = squares(6)
@@ -191,3 +195,77 @@ def test_numbers_are_whole() -> None:
     for text in ("--5", "²", "1.5", ""):
         with pytest.raises(synth.UserError, match="whole number"):
             take_number([f"n={text}"], "n", 0)
+
+
+def test_a_group_that_nothing_stems_from_is_no_recall(home: Path, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture) -> None:
+    group = read_shards(home / "made").groups[0]
+    said = mistake(capsys, "export", home / "made", f"out={tmp_path}/rest", "--without-group", f"{group}x")
+    assert f"did you mean {group}?" in said and not (tmp_path / "rest").exists()
+    synth.write_folder(make_phantom(2, size=32, n_groups=1), tmp_path / "one")
+    said = mistake(capsys, "export", tmp_path / "one", f"out={tmp_path}/rest", "--without-group", "patient_00")
+    assert "everything in" in said and not (tmp_path / "rest").exists()
+
+
+def test_a_set_of_rejected_pairs_alone_is_whole_and_says_why(home: Path, tmp_path: Path,
+                                                             capsys: pytest.CaptureFixture) -> None:
+    generator, labelled = synth.load_generator(home / "painter"), load_pairs(home / "labelled")
+    gates = replace(synth.default_gates(None, labelled, size=generator.size), max_correlation=-1.0)
+    with pytest.raises(UserError, match="none of .* drawn pairs passed the gates"):
+        synth.draw(generator, labelled, n=2, gates=gates, out=tmp_path / "made", config={"shard_size": 2})
+    capsys.readouterr()
+    for command in ("audit", "show"):
+        assert synth_cli(command, tmp_path / "made") == 0
+        assert "no pair passed the gates" in (said := capsys.readouterr().out) and "rejected: correlation" in said
+    assert "holds no pair" in mistake(capsys, "export", tmp_path / "made", f"out={tmp_path}/rest")
+    next((tmp_path / "made" / "data").glob("train-*")).unlink()
+    assert synth_cli("audit", tmp_path / "made") == 2
+
+
+@pytest.mark.parametrize("size", [0, -4, 7])
+def test_a_size_at_which_no_image_can_be_read_again_is_refused(home: Path, tmp_path: Path, size: int,
+                                                               capsys: pytest.CaptureFixture) -> None:
+    words = (f"data.labelled={home}/labelled", "n=2", f"size={size}")
+    picture = f"out={tmp_path}/a.png"
+    for command in (("draw", home / "draw.yaml", "--no-paint", f"out={tmp_path}/a"), ("layouts", picture),
+                    ("layouts", "layout.grow_px=1", picture)):
+        assert f"size={size}: an image has at least 8 px" in mistake(capsys, *command, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_size_that_is_not_the_generators_is_refused(home: Path, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture) -> None:
+    words = ("draw", home / "draw.yaml", f"generator={home}/painter", f"data.labelled={home}/labelled", "n=2")
+    assert "draws at 32 px" in mistake(capsys, *words, "size=64", f"out={tmp_path}/made")
+    assert synth_cli(*words, "size=32", f"out={tmp_path}/made") == 0
+
+
+def test_an_out_that_is_a_file_or_lies_in_one_is_one_line(home: Path, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").write_text("mine")
+    words = ("draw", home / "draw.yaml", f"data.labelled={home}/labelled", "n=2", "size=32", "--no-paint")
+    assert "it is a file" in mistake(capsys, *words, f"out={tmp_path}/file")
+    assert "Not a directory" in mistake(capsys, *words, f"out={tmp_path}/file/made")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_grid_is_no_jpeg(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert synth_cli("show", home / "made", "--out", tmp_path / "grid.jpg") == 2
+    assert "ends in .png" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_what_the_machine_lacks_is_one_line_and_a_fault_of_ours_is_not(capsys: pytest.CaptureFixture) -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    for error, repair in ((PermissionError(errno.EACCES, "Permission denied", "/x"), "may read and write"),
+                          (RuntimeError("DefaultCPUAllocator: can't allocate memory: tried 4 bytes"), "smaller size="),
+                          (RuntimeError("CUDA out of memory. Tried to allocate"), "smaller size="),
+                          (MemoryError("too much"), "smaller size=")):
+        with pytest.raises(SystemExit) as stop:
+            run(partial(fail, error))
+        assert stop.value.code == 2
+        assert repair in (said := capsys.readouterr().err) and said.count("\n") == 1
+    for error in (RuntimeError("shapes differ"), FileNotFoundError(errno.ENOENT, "No such file", "/x")):
+        with pytest.raises(type(error)):
+            run(partial(fail, error))
