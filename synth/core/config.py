@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from synth.core.checks import UserError
 from synth.core.files import write_text
@@ -44,6 +44,15 @@ class Settings(BaseModel):
     # A folder may be called 2024: YAML reads a number there, and the setting wants its text.
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_empty(cls, tree: object) -> object:
+        # The shell can write no other empty text than `key=`, in which YAML reads null.
+        if not isinstance(tree, dict):
+            return tree
+        empty = {name for name, field in cls.model_fields.items() if field.default == ""}
+        return {key: "" if value is None and key in empty else value for key, value in tree.items()}
+
 
 S = TypeVar("S", bound=Settings)
 
@@ -68,7 +77,15 @@ def _merge(tree: dict, override: str) -> None:
             raise UserError(f"override {key}", rule=f"{part} is not a group of settings", repair="drop the dot")
         tree = child
     # YAML 1.1 reads 1:1 as the sexagesimal number 61; here it is a mapping of mask values, so it stays text.
-    tree[last] = text if re.fullmatch(r"[\d:,]*\d:\d[\d:,]*", text) else yaml.safe_load(text)
+    tree[last] = text if re.fullmatch(r"[\d:,]*\d:\d[\d:,]*", text) else _value(key, text)
+
+
+def _value(key: str, text: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {key}={text}", rule=f"its value is not YAML ({str(error).splitlines()[0]})",
+                        repair="close every bracket and quote, and put the whole override into '...'") from None
 
 
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> UserError:
@@ -77,6 +94,8 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> User
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, _known_keys(model), n=1, cutoff=0.0)
         return UserError(f"{where}: {key}", rule="no such setting", repair=f"did you mean {near[0]}?" if near else "")
+    if first["type"] == "tuple_type" and not isinstance(first.get("input"), dict):
+        return UserError(f"{where}: {key}", rule="it takes a list", repair=f"write {key}='[{first.get('input')}]'")
     return UserError(f"{where}: {key}", rule=first["msg"], repair=f"change it (got {first.get('input')!r})")
 
 
@@ -114,7 +133,7 @@ def kind_of(source: str | Path | Settings | dict | None, overrides: Sequence[str
 def _read_yaml(path: Path) -> dict:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(str(path), rule=f"not YAML ({str(error).splitlines()[0]})", repair="mend the file") from None
     if not isinstance(tree, dict):
         raise UserError(str(path), rule="settings are a mapping of keys to values", repair="mend the file")

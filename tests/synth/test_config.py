@@ -3,7 +3,7 @@
 import pytest
 
 from synth.core.checks import UserError
-from synth.core.config import SHIPPED, find_config, load_config
+from synth.core.config import SHIPPED, Settings, find_config, load_config
 from synth.diffusion.settings import InpaintSettings
 
 
@@ -26,3 +26,31 @@ def test_what_is_nowhere_names_the_presets(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no such file.*configs/tiny/inpaint\.yaml"):
         find_config(path)
+
+
+def test_a_value_that_is_no_yaml_names_the_override():
+    with pytest.raises(UserError, match=r"override size=\[3: its value is not YAML.*Repair: close every bracket"):
+        load_config(InpaintSettings, None, ["size=[3"])
+
+
+def test_a_picture_given_as_settings_is_refused(tmp_path):
+    (tmp_path / "grid.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(UserError, match=r"grid\.png: not YAML"):
+        load_config(InpaintSettings, tmp_path / "grid.png")
+
+
+class Texts(Settings):
+    weights: str = ""
+    name: str = "unet"
+    groups: tuple[str, ...] = ()
+
+
+def test_nothing_behind_the_sign_is_an_empty_text_where_that_is_the_default():
+    assert load_config(Texts, {"weights": "imagenet"}, ["weights="]).weights == ""
+    with pytest.raises(UserError, match="name: Input should be a valid string"):
+        load_config(Texts, None, ["name="])
+
+
+def test_one_word_for_a_list_says_how_a_list_is_written():
+    with pytest.raises(UserError, match=r"groups: it takes a list\. Repair: write groups='\[patient_01\]'"):
+        load_config(Texts, None, ["groups=patient_01"])
