@@ -17,6 +17,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
                   help="Train segmenters from few labels, synthetic pairs and unlabelled images, and compare them.")
 
 CONFIG = typer.Argument(..., help="YAML file of settings, e.g. configs/tiny/segment.yaml")
+ARMS_CONFIG = typer.Argument(..., help="YAML file of settings, e.g. configs/tiny/compare.yaml")
 OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="settings that replace the file's, and out=FOLDER")
 DRY_RUN = typer.Option(False, "--dry-run", help="print the resolved settings and stop")
 
@@ -73,6 +74,9 @@ def predict(model: Path = typer.Argument(..., help="out folder of segtrain fit")
     samples, rest = take_number(rest, "samples", None)
     images, out = required(images, "images", "data/unlabelled"), required(out, "out", "masks")
     refuse(rest, "images=, out= and samples=")
+    if strength != 1 and not align:
+        raise UserError(f"--strength {strength}", rule="it says how far --align goes, and that is off",
+                        repair="add --align DIR, or leave --strength out")
     if dry_run:
         typer.echo(f"model: {model}\nimages: {images}\nout: {out}\nalign: {align or 'no'}\nstrength: {strength}\n"
                    f"samples: {samples}")
@@ -87,7 +91,7 @@ def predict(model: Path = typer.Argument(..., help="out folder of segtrain fit")
 
 
 @app.command()
-def compare(config: Path = CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
+def compare(config: Path = ARMS_CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
     """Compare arms over label draws and seeds: segtrain compare CONFIG data.root=DIR out=DIR."""
     from segtrain.compare import compare as run_compare
     from segtrain.compare import load_settings

@@ -79,8 +79,10 @@ def write_plausible(segmenter: Segmenter, images: ImageSet, *, out: str | Path, 
     Ids are ID-0, ID-1, ...; each keeps its image's group, so nothing drawn from one of them gets past a split.
 
     Raises:
-        UserError: as `sample_masks`, or if `out` holds something.
+        UserError: as `sample_masks`, if n is below 1, or if `out` holds something.
     """
+    if n < 1:
+        raise UserError(f"samples={n}", rule="each image gets one mask or more", repair="write samples=8")
     pixels, masks, ids, groups = [], [], [], []
     for pair in images:
         unit = pixels_to_unit(to_channels(pair.image)[None], segmenter.info.intensity_range)

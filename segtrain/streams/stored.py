@@ -65,10 +65,13 @@ def info_of(images: ImageSet, folder: str | Path) -> DataInfo:
     """Returns what images without any labelled pair mean: their own classes, or those that their stored masks show.
 
     Raises:
-        UserError: if the masks' values are grey levels, as of 0/255 masks.
+        UserError: if there are no masks, or their values are grey levels, as of 0/255 masks.
     """
     if images.info.n_classes > 1:
         return images.info
+    if not (Path(folder) / "masks").is_dir():
+        raise UserError(str(folder), rule="no folder masks/ here", repair="give the folder that synth label wrote, or "
+                        "one with masks/ID.png")
     masks = [decode_mask(path, str(path)) for path in sorted((Path(folder) / "masks").glob("*.png"))]
     top = max((int(mask[mask != IGNORE].max(initial=0)) for mask in masks), default=0)
     if not 1 <= top < MAX_INFERRED:

@@ -102,3 +102,20 @@ def test_methods_are_listed_with_their_sources(monkeypatch: pytest.MonkeyPatch, 
     told = yaml.safe_load(capsys.readouterr().out)
     assert told["name"] == "bcp" and told["deviations"] and told["topology"] == {"ema_teacher": {"decay": 0.99}}
     assert shell(monkeypatch, "methods", "bcq") == 2
+
+
+def test_a_strength_without_alignment_is_refused(monkeypatch: pytest.MonkeyPatch,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("predict", "model", "images=a", "out=b", "--dry-run", "--strength", "0.5")
+    assert shell(monkeypatch, *words) == 2
+    assert "add --align DIR" in capsys.readouterr().err
+    assert shell(monkeypatch, *words, "--align", "c") == 0
+
+
+def test_pseudo_labels_that_are_nowhere_name_their_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(make_phantom(2, size=32), tmp_path / "pile")
+    (tmp_path / "pile" / "dataset.json").unlink()
+    assert shell(monkeypatch, "fit", str(CONFIGS / "tiny/segment.yaml"), "method=external", f"out={tmp_path}/run",
+                 f"data.unlabelled={tmp_path}/pile/images", f"data.stored={tmp_path}/nowhere") == 2
+    assert f"{tmp_path}/nowhere: no folder masks/ here" in capsys.readouterr().err

@@ -139,6 +139,9 @@ def test_the_prediction_is_the_mean_of_the_fixed_draws() -> None:
 
 
 def test_plausible_masks_are_a_set_of_pairs_of_the_same_groups(tmp_path: Path) -> None:
+    for n in (0, -1):
+        with pytest.raises(UserError, match=f"samples={n}: each image gets one mask or more"):
+            write_plausible(segmenter(), PAIRS, out=tmp_path / "made", n=n)
     write_plausible(segmenter(), PAIRS, out=tmp_path / "made", n=2)
     found = load_pairs(tmp_path / "made")
     assert len(found) == 2 * len(PAIRS) and set(found.groups) == set(PAIRS.groups)
