@@ -98,6 +98,10 @@ class View(Settings):
     weight: float = Field(1.0, gt=0)
     ramp: bool = True
 
+    def brings_labels(self) -> bool:
+        """Returns whether pixels that a person labelled are among those it shows."""
+        return self.of == "supervised" or any(step.name == "bcp" for step in self.perturb)
+
 
 class Term(Settings):
     """A regulariser and how it counts: `weight`, times `lambda_u` where it shall `ramp` too."""

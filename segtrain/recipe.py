@@ -189,7 +189,7 @@ class SegmentRecipe(Recipe):
         for view, shown in zip(views, scene.shown, strict=True):
             if view.loss is None:
                 continue
-            total = total + (lam if view.ramp else 1.0) * view.weight * view.loss(shown.seen.logits, shown.target)
+            total = total + (lam if view.ramp else 1.0) * view.weight * view.loss_of(shown)
         for term in terms:
             value = term.call(scene)
             logged[f"loss_{term.name}"] = value.detach()
