@@ -213,8 +213,8 @@ class SegmentRecipe(Recipe):
     def _watch(self, kept: float) -> None:
         self.n_inert = self.n_inert + 1 if not 0.02 <= kept <= 0.98 else 0
         if self.n_inert == PATIENCE:
-            log.warning("for %d steps the filter has kept %.3g of the pixels: it decides nothing; change its tau",
-                        PATIENCE, kept)
+            log.warning("for %d steps the filter has kept %.3g of the pixels: it decides nothing; change how strict it "
+                        "is", PATIENCE, kept)
 
     @torch.no_grad()
     def _precision(self, scene: Scene, view: BoundView) -> float:
