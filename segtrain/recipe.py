@@ -192,7 +192,8 @@ class SegmentRecipe(Recipe):
             total = total + (lam if view.ramp else 1.0) * view.weight * view.loss_of(shown)
         for term in terms:
             value = term.call(scene)
-            logged[f"loss_{term.name}"] = value.detach()
+            key = f"loss_{term.name}"  # a method may have a term twice, of other views each
+            logged[key] = logged.get(key, 0) + value.detach()
             total = total + (lam if term.ramp else 1.0) * term.weight * value
         if views:
             logged |= self._stats(scene, views)

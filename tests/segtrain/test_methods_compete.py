@@ -49,12 +49,16 @@ def test_the_better_branch_teaches_and_learns_nothing_from_itself() -> None:
 
 
 def test_each_network_agrees_with_itself_on_its_two_views() -> None:
-    recipe, _ = started("c3s3")
+    recipe, batches = started("c3s3")
     pairs = [term.call.views for term in recipe.phases[0].terms if term.name == "cosine_agreement"]
     branches = [view.branch for view in recipe.phases[0].views]
     assert [(branches[i], branches[j]) for i, j in pairs] == [("a", "a"), ("b", "b")]
     assert all(term.weight * recipe.phases[0].lambda_u.max == pytest.approx(1.0) for term in recipe.phases[0].terms
                if term.name == "cosine_agreement")
+    terms = [term for term in recipe.phases[0].terms if term.name == "cosine_agreement"]
+    told = watch(recipe, batches, lambda scene: sum(float(term.call(scene).detach()) for term in terms))
+    recipe, batches = started("c3s3")
+    assert float(recipe.step(batches(0), 0.0)["loss_cosine_agreement"]) == pytest.approx(told[0]), "both are logged"
 
 
 def test_agreement_is_a_cosine_and_disjoint_answers_are_apart() -> None:
