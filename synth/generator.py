@@ -61,6 +61,14 @@ def kept_by(labels: torch.Tensor, settings: Mapping[str, object]) -> torch.Tenso
     """Returns `kept_pixels` of labels (B, H, W) for the sampler settings of a pair's provenance, (B, H, W) bool."""
     if keeps_of(settings) == "nothing":
         return torch.zeros_like(labels, dtype=torch.bool)
+    return painted_around(labels, settings)
+
+
+def painted_around(labels: torch.Tensor, settings: Mapping[str, object]) -> torch.Tensor:
+    """Returns which pixels of labels (B, H, W) a pair was painted around, (B, H, W) bool: where a seam may show.
+
+    These are the ones that are kept, unless all is redrawn in the end.
+    """
     return kept_pixels(labels, mode=mode_of(settings), ring_px=int(settings.get("ring_px", 0)),
                        curated=CURATED in settings)
 
