@@ -153,6 +153,18 @@ class Generator(ABC):
         """Returns 16 hexadecimal digits that identify the fitted weights and their configuration."""
 
 
+def check_labels(labels: torch.Tensor, n_classes: int) -> None:
+    """Returns nothing; raises if labels of any shape hold a class that a generator of `n_classes` never learnt.
+
+    Raises:
+        UserError: naming it.
+    """
+    stray = labels[(labels != IGNORE) & ((labels >= n_classes) | (labels < 0))]
+    if len(stray):
+        raise UserError(f"label {int(stray[0])}", rule=f"this generator learnt classes 0 to {n_classes - 1} "
+                        "(255 = unknown)", repair="give masks of its own classes")
+
+
 def check_request(generator: Generator, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int]) -> None:
     """Returns nothing; raises if image (B, C, H, W), mask (B, H, W) and seeds are not what `generator` can draw.
 
