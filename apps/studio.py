@@ -166,10 +166,10 @@ STILL = LayoutSettings(flip="none", scale=(1, 1), rotate_deg=0, shift=0, elastic
 """A layout that leaves the pair as it is; its frame is still found and kept."""
 
 
-def _lay_out(one: Arrays, ask: Ask) -> tuple[Sources, str]:
+def _lay_out(one: Arrays, ask: Ask, *, shown_px: float) -> tuple[Sources, str]:
     """Returns the pair, edited if asked for, and the edit in words."""
     layout = LayoutSettings() if ask.random_layout else STILL
-    moved = transform_pairs(one, [one.ids[0]], rows=[0], seed=ask.seed, layout=layout)
+    moved = transform_pairs(one, [one.ids[0]], rows=[0], seed=ask.seed, layout=layout, shown_px=shown_px)
     if not ask.random_layout:
         return moved, ""
     edit = layout_from_json(moved.layouts[0]).affine
@@ -192,7 +192,7 @@ def paint(studio: Studio, one: Arrays, ask: Ask, *, callback: Callable[[int, int
             callback(n_done, n_total)
 
     generator, n, low_high = studio.generator, ask.n_variants, studio.generator.intensity_range
-    moved, words = _lay_out(one, ask)
+    moved, words = _lay_out(one, ask, shown_px=generator.shown_px)
     source, masks, frame = (np.repeat(x, n, axis=0) for x in (moved.pixels, moved.labels, moved.keep_in))
     targets, seeds = torch.from_numpy(masks.astype(np.int64)), tuple(ask.seed + i for i in range(n))
     given, frames = pixels_to_unit(source, low_high), torch.from_numpy(frame)

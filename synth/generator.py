@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
@@ -73,6 +74,11 @@ def painted_around(labels: torch.Tensor, settings: Mapping[str, object]) -> torc
                        curated=CURATED in settings)
 
 
+def draws_from_labels(settings: Mapping[str, object]) -> bool:
+    """Returns whether a pair drawn with sampler `settings` has nothing of its source, neither pixels nor shapes."""
+    return KEEPS[mode_of(settings)] == "nothing" and not shows_source(settings)
+
+
 class Generator(ABC):
     """A fitted model that draws images for label masks. Abstract; its subclasses are diffusers pipelines."""
 
@@ -124,6 +130,11 @@ class Generator(ABC):
         """
         keep = kept_by(mask, self.sampler_settings())
         return keep if keep_in is None else keep | (keep_in & ~labels_to_keep(mask))
+
+    @property
+    def shown_px(self) -> float:
+        """How far around the foreground of a source what is drawn shows the source's own pixels, px; inf = all over."""
+        return math.inf if shows_source(self.sampler_settings()) else 0.0
 
     def lenders(self, seeds: Sequence[int]) -> tuple[tuple[str, str] | None, ...]:
         """Returns id and group of a further real image that goes into what each seed draws, None where none does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ class Before:
 
     Attributes:
         window: what is painted of images at native size. hosts: images that get the objects. shapes: draws new masks.
-        recolourer: changes the sources' amplitudes; repainter: their objects.
+        recolourer: changes the sources' amplitudes; repainter: their objects. shown_px: see `transform_pairs`.
     """
 
     window: Window | None = None
@@ -77,6 +78,7 @@ class Before:
     shapes: Shapes | None = None
     recolourer: Generator | None = None
     repainter: Generator | None = None
+    shown_px: float = math.inf
 
 
 def transform_of(origin: Origin, settings: DrawSettings, before: Before, *, seed: int
@@ -90,7 +92,7 @@ def transform_of(origin: Origin, settings: DrawSettings, before: Before, *, seed
             sources = insert_pairs(hosts, keys, seed=seed, layout=layout, anatomy=anatomy, shapes=before.shapes)
         else:
             sources = transform_pairs(origin.labelled, keys, rows=rows, seed=seed, layout=layout, anatomy=anatomy,
-                                      window=before.window, shapes=before.shapes)
+                                      window=before.window, shapes=before.shapes, shown_px=before.shown_px)
         if before.recolourer is not None:
             sources = recolour_sources(sources, before.recolourer, share=settings.appearance_share)
         if before.repainter is not None:
