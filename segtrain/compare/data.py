@@ -48,11 +48,12 @@ class Parts:
 
 
 def fingerprint(images: ImageSet | None) -> str | None:
-    """Returns 16 hexadecimal digits over ids, groups, pixels, labels and their meaning; None for no set."""
+    """Returns 16 hexadecimal digits over ids, groups, pixels, labels and their meaning, and weights if any; None for no
+    set."""
     if images is None:
         return None
-    rows = [(p.id, p.group, sha256(p.image.tobytes()), None if p.mask is None else sha256(p.mask.tobytes()))
-            for p in images]
+    rows = [(p.id, p.group, sha256(p.image.tobytes()), None if p.mask is None else sha256(p.mask.tobytes()),
+             *([] if p.weight == 1 else [p.weight])) for p in images]
     return hash_json([dataclasses.asdict(images.info), rows])
 
 
@@ -77,7 +78,8 @@ def shrink(images: ImageSet, size: int) -> ImageSet:
             raise UserError(f"{images.where}: {pair.id}", rule="every pixel of its mask is ignored",
                             repair="leave it out")
     small = memory_set(pixels, masks or None, images.info, ids=[images.ids[i] for i in order],
-                       groups=[images.groups[i] for i in order], spacings=spacings)
+                       groups=[images.groups[i] for i in order], spacings=spacings,
+                       weights=[images.items[i].weight for i in order])
     small.where = images.where
     return small
 

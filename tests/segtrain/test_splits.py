@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from phantom import make_phantom
@@ -204,3 +206,12 @@ def test_spacing_follows_the_images_to_the_working_resolution() -> None:
                         groups=pairs.groups, spacings=[(0.5, 0.25)] * 6)
     assert {item.spacing for item in shrink(spaced, 16).items} == {(1.0, 0.5)}
     assert {item.spacing for item in shrink(pairs, 16).items} == {None}
+
+
+def test_weights_of_pairs_follow_them_into_training() -> None:
+    pairs = make_phantom(18, size=24, n_groups=6)
+    weighted = PairSet([dataclasses.replace(item, weight=0.5) for item in pairs.items], pairs.info)
+    parts, plain = prepare(settings(), weighted), prepare(settings(), pairs)
+    assert parts.labelled_of(parts.draws[0]).weights == (0.5,) * 3 and not plain.labelled.weights
+    assert parts.source != plain.source
+    assert fingerprint(parts.labelled_of(parts.draws[0])) != fingerprint(plain.labelled_of(plain.draws[0]))
