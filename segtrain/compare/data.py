@@ -110,6 +110,13 @@ class _Blind:
         return self.inner()[0], None
 
 
+def with_range(images: ImageSet, span: tuple[float, float]) -> ImageSet:
+    """Returns the same images, `span` as their intensity range."""
+    if tuple(images.info.intensity_range) == span:
+        return images
+    return type(images)(images.items, dataclasses.replace(images.info, intensity_range=span), where=images.where)
+
+
 def join(sets: Sequence[ImageSet]) -> ImageSet:
     """Returns all items of `sets`, by id."""
     items = sorted((item for s in sets for item in s.items), key=lambda item: item.id)
