@@ -78,10 +78,10 @@ def shrink(images: ImageSet, size: int) -> ImageSet:
             raise UserError(f"{images.where}: {pair.id}", rule="every pixel of its mask is ignored",
                             repair="leave it out")
     small = memory_set(pixels, masks or None, images.info, ids=[images.ids[i] for i in order],
-                       groups=[images.groups[i] for i in order], spacings=spacings,
-                       weights=[images.items[i].weight for i in order])
-    small.where = images.where
-    return small
+                       groups=[images.groups[i] for i in order], spacings=spacings)
+    items = [dataclasses.replace(item, weight=images.items[i].weight)
+             for item, i in zip(small.items, order, strict=True)]
+    return type(small)(items, images.info, where=images.where)
 
 
 def _scaled(spacing: tuple[float, float] | None, shape: tuple[int, ...], size: int) -> tuple[float, float] | None:
