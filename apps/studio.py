@@ -19,7 +19,7 @@ from synth.draw.sources import Sources, rows_with_foreground, transform_pairs
 from synth.formats.decode import decode_image, decode_mask, parse_mask_map
 from synth.gates import Gates, Verdict
 from synth.gates.gates import Predict
-from synth.generator import Generator
+from synth.generator import Generator, kept_by, shows_source
 from synth.layouts import LayoutSettings, layout_from_json
 
 MAX_SEED = 2**31 - 1
@@ -204,6 +204,8 @@ def paint(studio: Studio, one: Arrays, ask: Ask, *, callback: Callable[[int, int
         count(n, n)
     keep = generator.kept(targets, frames)[:, None].numpy()
     painted = np.where(keep, kept_source(generator, source), unit_to_pixels(unit, low_high, source.dtype))
-    judged, verdicts = run_gates(pixels_to_unit(painted, low_high), targets, studio.gates)
+    how = generator.sampler_settings()
+    judged, verdicts = run_gates(pixels_to_unit(painted, low_high), targets, studio.gates,
+                                 painted=~kept_by(targets, how), is_new=not shows_source(how))
     return Outcome(moved.pixels[0], moved.labels[0], painted, judged.numpy().astype(np.uint8), seeds, tuple(verdicts),
                    words, done[0])

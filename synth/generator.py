@@ -61,6 +61,14 @@ def kept_by(labels: torch.Tensor, settings: Mapping[str, object]) -> torch.Tenso
     """Returns `kept_pixels` of labels (B, H, W) for the sampler settings of a pair's provenance, (B, H, W) bool."""
     if keeps_of(settings) == "nothing":
         return torch.zeros_like(labels, dtype=torch.bool)
+    return painted_around(labels, settings)
+
+
+def painted_around(labels: torch.Tensor, settings: Mapping[str, object]) -> torch.Tensor:
+    """Returns which pixels of labels (B, H, W) a pair was painted around, (B, H, W) bool: where a seam may show.
+
+    These are the ones that are kept, unless all is redrawn in the end.
+    """
     return kept_pixels(labels, mode=mode_of(settings), ring_px=int(settings.get("ring_px", 0)),
                        curated=CURATED in settings)
 
@@ -143,6 +151,18 @@ class Generator(ABC):
     @abstractmethod
     def content_hash(self) -> str:
         """Returns 16 hexadecimal digits that identify the fitted weights and their configuration."""
+
+
+def check_labels(labels: torch.Tensor, n_classes: int) -> None:
+    """Returns nothing; raises if labels of any shape hold a class that a generator of `n_classes` never learnt.
+
+    Raises:
+        UserError: naming it.
+    """
+    stray = labels[(labels != IGNORE) & ((labels >= n_classes) | (labels < 0))]
+    if len(stray):
+        raise UserError(f"label {int(stray[0])}", rule=f"this generator learnt classes 0 to {n_classes - 1} "
+                        "(255 = unknown)", repair="give masks of its own classes")
 
 
 def check_request(generator: Generator, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int]) -> None:
