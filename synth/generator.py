@@ -73,6 +73,11 @@ def painted_around(labels: torch.Tensor, settings: Mapping[str, object]) -> torc
                        curated=CURATED in settings)
 
 
+def draws_from_labels(settings: Mapping[str, object]) -> bool:
+    """Returns whether a pair drawn with sampler `settings` has nothing of its source, neither pixels nor shapes."""
+    return KEEPS[mode_of(settings)] == "nothing" and not shows_source(settings)
+
+
 class Generator(ABC):
     """A fitted model that draws images for label masks. Abstract; its subclasses are diffusers pipelines."""
 
