@@ -78,10 +78,10 @@ def shrink(images: ImageSet, size: int) -> ImageSet:
             raise UserError(f"{images.where}: {pair.id}", rule="every pixel of its mask is ignored",
                             repair="leave it out")
     small = memory_set(pixels, masks or None, images.info, ids=[images.ids[i] for i in order],
-                       groups=[images.groups[i] for i in order], spacings=spacings,
-                       weights=[images.items[i].weight for i in order])
-    small.where = images.where
-    return small
+                       groups=[images.groups[i] for i in order], spacings=spacings)
+    items = [dataclasses.replace(item, weight=images.items[i].weight)
+             for item, i in zip(small.items, order, strict=True)]
+    return type(small)(items, images.info, where=images.where)
 
 
 def _scaled(spacing: tuple[float, float] | None, shape: tuple[int, ...], size: int) -> tuple[float, float] | None:
@@ -108,6 +108,13 @@ class _Blind:
 
     def __call__(self) -> tuple[np.ndarray, None]:
         return self.inner()[0], None
+
+
+def with_range(images: ImageSet, span: tuple[float, float]) -> ImageSet:
+    """Returns the same images, `span` as their intensity range."""
+    if tuple(images.info.intensity_range) == span:
+        return images
+    return type(images)(images.items, dataclasses.replace(images.info, intensity_range=span), where=images.where)
 
 
 def join(sets: Sequence[ImageSet]) -> ImageSet:

@@ -273,14 +273,12 @@ class PairSet(ImageSet):
 
 def memory_set(  # noqa: PLR0913 - one argument for each column of a set
         images: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None, info: DataInfo, *, ids: Sequence[str],
-        groups: Sequence[str], spacings: Sequence[tuple[float, float] | None] = (),
-        weights: Sequence[float] = ()) -> ImageSet:
+        groups: Sequence[str], spacings: Sequence[tuple[float, float] | None] = ()) -> ImageSet:
     """Returns a set over arrays in memory: pixels (H, W[, 3]) and labels (H, W); a PairSet if masks are given."""
     def reader(i: int) -> Callable[[], tuple[np.ndarray, np.ndarray | None]]:
         return lambda: (images[i], None if masks is None else masks[i])
 
-    items = [Item(ids[i], groups[i], reader(i), spacing=spacings[i] if spacings else None,
-                  weight=weights[i] if weights else 1.0) for i in range(len(images))]
+    items = [Item(ids[i], groups[i], reader(i), spacing=spacings[i] if spacings else None) for i in range(len(images))]
     return (ImageSet if masks is None else PairSet)(items, info)
 
 

@@ -30,6 +30,10 @@ from synth.generator import Generator, shows_source
 from synth.layouts import Shapes, learn_anatomy
 
 
+class NothingKeptError(UserError):
+    """All pairs are drawn, and the gates let none through."""
+
+
 def check_request(n: int, labelled: Arrays) -> None:
     """Raises before the folder is claimed what would stop the run after it."""
     if n < 1:
@@ -133,8 +137,9 @@ def _finish(out: Path, plan: Plan, origin: Origin) -> PairSet:
             for i in range(plan.n_shards):
                 (out / shard_name("rejected", i, plan.n_shards)).unlink(missing_ok=True)
     if n_kept == 0:
-        raise UserError(str(out), rule=f"none of {n_rejected} drawn pairs passed the gates; see the rejected split",
-                        repair="train the generator or the judge longer, or loosen the gate that the reasons name")
+        raise NothingKeptError(str(out), rule=f"none of {n_rejected} drawn pairs passed the gates; see the rejected "
+                               "split", repair="train the generator or the judge longer, or loosen the gate that "
+                               "the reasons name")
     return read_shards(out)
 
 

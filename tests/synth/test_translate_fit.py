@@ -164,6 +164,12 @@ def test_unlabelled_images_are_refused(tmp_path: Path) -> None:
         synth.fit(TRANSLATE, PAIRS, PAIRS, out=tmp_path / "run")
 
 
+def test_one_pair_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="1 labelled pair: a translator needs two"):
+        synth.fit(TRANSLATE, PAIRS.select([0]), out=tmp_path / "run", overrides=OPEN)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["translate.yaml", "tiny/translate.yaml"])
 @pytest.mark.parametrize("model", ["pix2pix", "spade", "oasis"])
 def test_the_presets_fit_together(name: str, model: str) -> None:
