@@ -133,8 +133,13 @@ class Generator(ABC):
 
     @property
     def shown_px(self) -> float:
-        """How far around the foreground of a source what is drawn shows the source's own pixels, px; inf = all over."""
-        return math.inf if shows_source(self.sampler_settings()) else 0.0
+        """How far around the foreground of a source what is drawn shows the source's own pixels, px; inf = all over.
+
+        Where surroundings are painted it is the widest margin, and the cell in which they meet the foreground.
+        """
+        words = self.sampler_settings()
+        margin = float(words.get("ring_px", 0)) * (max(words.get("margin_cells", (0,))) + 1)
+        return {"surroundings": margin, "layout": 0.0}.get(mode_of(words), math.inf)
 
     def lenders(self, seeds: Sequence[int]) -> tuple[tuple[str, str] | None, ...]:
         """Returns id and group of a further real image that goes into what each seed draws, None where none does."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -137,12 +136,6 @@ class InpaintPipeline(DiffusionPipeline, Generator):
     def ring_px(self) -> int:
         """How far around the foreground mode "object" paints, px: one latent cell."""
         return self.factor
-
-    @property
-    def shown_px(self) -> float:
-        """See Generator; where surroundings are painted, the widest margin and the cell in which they meet."""
-        margin = float(self.factor * (max(self.config.margin_cells) + 1))
-        return {"surroundings": margin, "object": math.inf, "layout": 0.0}[self.config.mode]
 
     def content_hash(self) -> str:
         """Returns 16 hexadecimal digits over weights and configuration of all parts, and the saved sampler settings."""
