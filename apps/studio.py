@@ -20,7 +20,7 @@ from synth.draw.sources import Sources, rows_with_foreground, transform_pairs
 from synth.formats.decode import decode_image, decode_mask, parse_mask_map
 from synth.gates import Gates, Verdict
 from synth.gates.gates import Predict
-from synth.generator import Generator, shows_source
+from synth.generator import Generator, kept_by, shows_source
 from synth.layouts import LayoutSettings, layout_from_json
 
 MAX_SEED = 2**31 - 1
@@ -172,10 +172,10 @@ STILL = LayoutSettings(flip="none", scale=(1, 1), rotate_deg=0, shift=0, elastic
 """A layout that leaves the pair as it is; its frame is still found and kept."""
 
 
-def _lay_out(one: Arrays, ask: Ask, *, is_new: bool) -> tuple[Sources, str]:
+def _lay_out(one: Arrays, ask: Ask, *, is_new: bool, shown_px: float) -> tuple[Sources, str]:
     """Returns the pair, edited as `synth draw` would if asked for, and the edit in words."""
     layout = (LayoutSettings() if is_new else still_layout(LayoutSettings())) if ask.random_layout else STILL
-    moved = transform_pairs(one, [one.ids[0]], rows=[0], seed=ask.seed, layout=layout)
+    moved = transform_pairs(one, [one.ids[0]], rows=[0], seed=ask.seed, layout=layout, shown_px=shown_px)
     if not ask.random_layout:
         return moved, ""
     edit = layout_from_json(moved.layouts[0]).affine
@@ -198,7 +198,7 @@ def paint(studio: Studio, one: Arrays, ask: Ask, *, callback: Callable[[int, int
             callback(n_done, n_total)
 
     generator, n, low_high = studio.generator, ask.n_variants, studio.generator.intensity_range
-    moved, words = _lay_out(one, ask, is_new=studio.is_new)
+    moved, words = _lay_out(one, ask, is_new=studio.is_new, shown_px=generator.shown_px)
     source, masks, frame = (np.repeat(x, n, axis=0) for x in (moved.pixels, moved.labels, moved.keep_in))
     targets, seeds = torch.from_numpy(masks.astype(np.int64)), tuple(ask.seed + i for i in range(n))
     given, frames = pixels_to_unit(source, low_high), torch.from_numpy(frame)
@@ -210,8 +210,7 @@ def paint(studio: Studio, one: Arrays, ask: Ask, *, callback: Callable[[int, int
         count(n, n)
     keep = generator.kept(targets, frames)[:, None].numpy()
     painted = np.where(keep, kept_source(generator, source), unit_to_pixels(unit, low_high, source.dtype))
-    # As `synth draw` has it: the frame is no source's object, so novelty is scored there too.
-    judged, verdicts = run_gates(pixels_to_unit(painted, low_high), targets, studio.gates,
-                                 painted=~generator.kept(targets), is_new=studio.is_new)
+    judged, verdicts = run_gates(pixels_to_unit(painted, low_high), targets, studio.gates, is_new=studio.is_new,
+                                 painted=~kept_by(targets, generator.sampler_settings()))
     return Outcome(moved.pixels[0], moved.labels[0], painted, judged.numpy().astype(np.uint8), seeds, tuple(verdicts),
                    words, done[0])

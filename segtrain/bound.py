@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from segtrain.losses import LOSSES
+from segtrain.losses.deep import loss_of_levels
 from segtrain.method import Phase, Step, View, member
 from segtrain.models import Features
 from segtrain.regularisers import REGULARISERS
@@ -34,6 +35,7 @@ class BoundView:
         self.perturb = members(PERTURBATIONS, view.perturb, "perturb")
         self.features = view.features and member(FEATURE_PERTURBATIONS, view.features, "features")
         self.loss = view.loss and member(LOSSES, view.loss, "loss")
+        self.brings_labels = view.brings_labels()
 
     def narrow(self, target: Target, scene: Scene | None) -> Target:
         """Returns what the operators make of `target`, one after another."""
@@ -56,6 +58,12 @@ class BoundView:
         draws = getattr(self.features, "draws", index)  # members that name their draws draw alike for every view
         features = self.features and partial(self._features, rngs=rngs("features", draws))
         return Shown(self.branch, images, warp, warp.apply(target), features)
+
+    def loss_of(self, shown: Shown) -> torch.Tensor:
+        """Returns the view's loss (scalar); labels teach every level of a decoder with deep supervision here too."""
+        if self.brings_labels:
+            return loss_of_levels(self.loss, shown.seen, shown.target)
+        return self.loss(shown.seen.logits, shown.target)
 
     def _features(self, features: Features, rngs: Rngs) -> Features:
         return self.features(features, rngs)

@@ -98,6 +98,10 @@ class View(Settings):
     weight: float = Field(1.0, gt=0)
     ramp: bool = True
 
+    def brings_labels(self) -> bool:
+        """Returns whether pixels that a person labelled are among those it shows."""
+        return self.of == "supervised" or any(step.name == "bcp" for step in self.perturb)
+
 
 class Term(Settings):
     """A regulariser and how it counts: `weight`, times `lambda_u` where it shall `ramp` too."""
@@ -239,6 +243,19 @@ def _resolve(method: Method) -> Method:
         "phases": tuple(phase.model_copy(update=_resolve_terms(phase)) for phase in method.phases)})
 
 
+def _check_view(name: str, view: View) -> None:
+    # What one set's images show says nothing of the other's, though batches of equal size would go together.
+    own = view.source in (Step(name="teacher"), Step(name="labels")) if view.of == "supervised" \
+        else view.source.name != "labels"
+    if not own:
+        raise UserError(f"method {name}: source {view.source.name} of {view.of} images",
+                        rule="it speaks of other images: supervised ones have the source labels, and no others do",
+                        repair="leave source out, or change of")
+    if view.of == "supervised" and view.input:
+        raise UserError(f"method {name}: input {view.input}", rule="the streams make further forms of the unlabelled "
+                        "images alone", repair="leave input out, or write of: unlabelled")
+
+
 def _check(method: Method) -> None:
     if method.phases and (method.views or method.regularisers):
         raise UserError(f"method {method.name}", rule="terms of the whole run and phases exclude each other",
@@ -248,6 +265,8 @@ def _check(method: Method) -> None:
         raise UserError(f"method {method.name}: phases until {ends}", rule="the ends of phases grow up to 1",
                         repair="end the last phase with until: 1")
     for phase in method.plan():
+        for view in phase.views:
+            _check_view(method.name, view)
         ramp = phase.lambda_u
         if (ramp.kind != "const" and ramp.length is None) or ((ramp.length or ramp.start) and ramp.unit is None):
             raise UserError(f"method {method.name}: lambda_u", rule="a ramp has a length and a unit",

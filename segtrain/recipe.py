@@ -189,10 +189,11 @@ class SegmentRecipe(Recipe):
         for view, shown in zip(views, scene.shown, strict=True):
             if view.loss is None:
                 continue
-            total = total + (lam if view.ramp else 1.0) * view.weight * view.loss(shown.seen.logits, shown.target)
+            total = total + (lam if view.ramp else 1.0) * view.weight * view.loss_of(shown)
         for term in terms:
             value = term.call(scene)
-            logged[f"loss_{term.name}"] = value.detach()
+            key = f"loss_{term.name}"  # a method may have a term twice, of other views each
+            logged[key] = logged.get(key, 0) + value.detach()
             total = total + (lam if term.ramp else 1.0) * term.weight * value
         if views:
             logged |= self._stats(scene, views)
@@ -213,8 +214,8 @@ class SegmentRecipe(Recipe):
     def _watch(self, kept: float) -> None:
         self.n_inert = self.n_inert + 1 if not 0.02 <= kept <= 0.98 else 0
         if self.n_inert == PATIENCE:
-            log.warning("for %d steps the filter has kept %.3g of the pixels: it decides nothing; change its tau",
-                        PATIENCE, kept)
+            log.warning("for %d steps the filter has kept %.3g of the pixels: it decides nothing; change how strict it "
+                        "is", PATIENCE, kept)
 
     @torch.no_grad()
     def _precision(self, scene: Scene, view: BoundView) -> float:

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from segtrain.method import Method, load_method
-from segtrain.models.weights import identify
+from segtrain.models.weights import identify, identify_all
 from segtrain.priors import FOLDER as PRIOR
 from segtrain.priors import find_prior, wanted_prior, with_use
 from segtrain.recipe import SegmentRecipe
@@ -181,9 +181,8 @@ def _check_ranks(settings: SegmentSettings, n_ranks: int, unlabelled: ImageSet |
 
 def _claim(out: Path, plan: Plan, streams: Streams, state: PartialState, prior: FrequencyPrior | None) -> Path:
     # Paths are left out: a run is known by its data's content, wherever that lies.
-    settings = plan.settings.model_copy(update={"model": identify(plan.settings.model),
-                                                "second": plan.settings.second and identify(plan.settings.second)})
-    read = settings.identity(synthetic=streams.synthetic is not None, unlabelled=streams.unlabelled is not None)
+    read = identify_all(plan.settings).identity(synthetic=streams.synthetic is not None,
+                                                unlabelled=streams.unlabelled is not None)
     identity = {**read, "method": plan.method.model_dump(mode="json"), **streams.fingerprints()}
     identity |= {} if prior is None else {"prior": prior.content_hash()}
     error: UserError | None = None

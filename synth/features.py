@@ -19,6 +19,8 @@ FeatureName = Literal["auto", "efficientnet_lite0", "random"]
 """auto = efficientnet_lite0 where its weights are installed, else random."""
 
 RANDOM_WIDTHS = (16, 32, 64, 96)
+AT_A_TIME = 32
+"""Samples whose features are computed together where there are many."""
 
 
 class FeatureNet(nn.Module):
@@ -104,5 +106,7 @@ def diversity(samples: torch.Tensor, features: FeatureNet) -> torch.Tensor:
     if len(samples) < 2:
         raise UserError(f"{len(samples)} sample(s)", rule="diversity compares pairs of samples",
                         repair="draw at least two")
-    spreads = [2 * _directions(x).var(0).sum(0).mean() for x in features(samples)]
+    # A few at a time: what lies between the stages is several times as large as what they give.
+    stages = zip(*(features(some) for some in samples.split(AT_A_TIME)), strict=True)
+    spreads = [2 * _directions(torch.cat(x)).var(0).sum(0).mean() for x in stages]
     return torch.stack(spreads).mean()

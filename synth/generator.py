@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
@@ -61,8 +62,21 @@ def kept_by(labels: torch.Tensor, settings: Mapping[str, object]) -> torch.Tenso
     """Returns `kept_pixels` of labels (B, H, W) for the sampler settings of a pair's provenance, (B, H, W) bool."""
     if keeps_of(settings) == "nothing":
         return torch.zeros_like(labels, dtype=torch.bool)
+    return painted_around(labels, settings)
+
+
+def painted_around(labels: torch.Tensor, settings: Mapping[str, object]) -> torch.Tensor:
+    """Returns which pixels of labels (B, H, W) a pair was painted around, (B, H, W) bool: where a seam may show.
+
+    These are the ones that are kept, unless all is redrawn in the end.
+    """
     return kept_pixels(labels, mode=mode_of(settings), ring_px=int(settings.get("ring_px", 0)),
                        curated=CURATED in settings)
+
+
+def draws_from_labels(settings: Mapping[str, object]) -> bool:
+    """Returns whether a pair drawn with sampler `settings` has nothing of its source, neither pixels nor shapes."""
+    return KEEPS[mode_of(settings)] == "nothing" and not shows_source(settings)
 
 
 class Generator(ABC):
@@ -117,6 +131,16 @@ class Generator(ABC):
         keep = kept_by(mask, self.sampler_settings())
         return keep if keep_in is None else keep | (keep_in & ~labels_to_keep(mask))
 
+    @property
+    def shown_px(self) -> float:
+        """How far around the foreground of a source what is drawn shows the source's own pixels, px; inf = all over.
+
+        Where surroundings are painted it is the widest margin, and the cell in which they meet the foreground.
+        """
+        words = self.sampler_settings()
+        margin = float(words.get("ring_px", 0)) * (max(words.get("margin_cells", (0,))) + 1)
+        return {"surroundings": margin, "layout": 0.0}.get(mode_of(words), math.inf)
+
     def lenders(self, seeds: Sequence[int]) -> tuple[tuple[str, str] | None, ...]:
         """Returns id and group of a further real image that goes into what each seed draws, None where none does."""
         return (None,) * len(seeds)
@@ -143,6 +167,18 @@ class Generator(ABC):
     @abstractmethod
     def content_hash(self) -> str:
         """Returns 16 hexadecimal digits that identify the fitted weights and their configuration."""
+
+
+def check_labels(labels: torch.Tensor, n_classes: int) -> None:
+    """Returns nothing; raises if labels of any shape hold a class that a generator of `n_classes` never learnt.
+
+    Raises:
+        UserError: naming it.
+    """
+    stray = labels[(labels != IGNORE) & ((labels >= n_classes) | (labels < 0))]
+    if len(stray):
+        raise UserError(f"label {int(stray[0])}", rule=f"this generator learnt classes 0 to {n_classes - 1} "
+                        "(255 = unknown)", repair="give masks of its own classes")
 
 
 def check_request(generator: Generator, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from segtrain.compare.arms import ENGINES, REAL, Arm, choose_arms, engines_of
+from segtrain.compare.arms import ENGINES, REAL, Arm, check_methods, choose_arms, engines_of
 from segtrain.compare.data import Parts
 from segtrain.compare.gallery import make_gallery
 from segtrain.compare.making import is_judged, made_of
@@ -18,6 +18,7 @@ from segtrain.compare.runs import Bench, Job
 from segtrain.compare.settings import CompareSettings, load_settings
 from segtrain.record import INDEX, DataFacts, DrawFacts, Index, MadeFacts, versions, write_index
 from segtrain.report import Report, write_report
+from segtrain.settings import SegmentSettings
 from segtrain.summary import RunResult, check_budgets
 from synth.core.checks import UserError
 from synth.core.config import save_config
@@ -47,6 +48,7 @@ def compare(config: str | Path | CompareSettings | dict | None, labelled: PairSe
     parts = prepare(settings, labelled, unlabelled, test)
     arms = choose_arms(settings.arms, baseline=settings.baseline,
                        has_unlabelled=all(parts.unlabelled_of(draw) is not None for draw in parts.draws))
+    check_methods(arms, settings.method, SegmentSettings(**settings.segment))
     out = Path(out)
     claim_folder(out, kind="compare", identity={"data": parts.source})
     try:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from synth.core.checks import UserError
+
+if TYPE_CHECKING:
+    from segtrain.settings import SegmentSettings
 
 ENGINES = ("inpaint", "translate")
 """Generators that a comparison fits; each is a group of its settings."""
@@ -78,6 +82,29 @@ def arm_named(name: str) -> Arm:
         raise UserError(f"arm {name}", rule=f"{method} {need} unlabelled images",
                         repair=f"write {'real+unlabelled' if not arm.unlabelled else 'real'}:{method}")
     return dataclasses.replace(arm, method=method)
+
+
+def method_of(arm: Arm, default: str) -> str:
+    """Returns the method that `arm` is trained by; `default` is that of arms with unlabelled images."""
+    return arm.method or (default if arm.unlabelled else "supervised")
+
+
+def check_methods(arms: Sequence[Arm], default: str, segment: SegmentSettings) -> None:
+    """Returns nothing; raises if an arm could not be trained, so that no other is before that is found out.
+
+    Raises:
+        UserError: naming the method that there is not, that needs what a comparison has not, or that would not use the
+            unlabelled images.
+    """
+    from segtrain.method import load_method
+    from segtrain.train import make_extras
+
+    for arm in arms:
+        method = load_method(method_of(arm, default))
+        make_extras(method)
+        if arm.unlabelled and not (method.needs("unlabelled") or segment.augment.spectrum.needs_unlabelled):
+            raise UserError(f"method={default}", rule=f"arm {arm.name} has unlabelled images and it does not use them",
+                            repair="take method=fixmatch_ema, or drop the arm")
 
 
 def choose_arms(names: Sequence[str], *, baseline: str, has_unlabelled: bool) -> tuple[Arm, ...]:

@@ -48,11 +48,12 @@ class Parts:
 
 
 def fingerprint(images: ImageSet | None) -> str | None:
-    """Returns 16 hexadecimal digits over ids, groups, pixels, labels and their meaning; None for no set."""
+    """Returns 16 hexadecimal digits over ids, groups, pixels, labels and their meaning, and weights if any; None for no
+    set."""
     if images is None:
         return None
-    rows = [(p.id, p.group, sha256(p.image.tobytes()), None if p.mask is None else sha256(p.mask.tobytes()))
-            for p in images]
+    rows = [(p.id, p.group, sha256(p.image.tobytes()), None if p.mask is None else sha256(p.mask.tobytes()),
+             *([] if p.weight == 1 else [p.weight])) for p in images]
     return hash_json([dataclasses.asdict(images.info), rows])
 
 
@@ -78,8 +79,9 @@ def shrink(images: ImageSet, size: int) -> ImageSet:
                             repair="leave it out")
     small = memory_set(pixels, masks or None, images.info, ids=[images.ids[i] for i in order],
                        groups=[images.groups[i] for i in order], spacings=spacings)
-    small.where = images.where
-    return small
+    items = [dataclasses.replace(item, weight=images.items[i].weight)
+             for item, i in zip(small.items, order, strict=True)]
+    return type(small)(items, images.info, where=images.where)
 
 
 def _scaled(spacing: tuple[float, float] | None, shape: tuple[int, ...], size: int) -> tuple[float, float] | None:
@@ -106,6 +108,13 @@ class _Blind:
 
     def __call__(self) -> tuple[np.ndarray, None]:
         return self.inner()[0], None
+
+
+def with_range(images: ImageSet, span: tuple[float, float]) -> ImageSet:
+    """Returns the same images, `span` as their intensity range."""
+    if tuple(images.info.intensity_range) == span:
+        return images
+    return type(images)(images.items, dataclasses.replace(images.info, intensity_range=span), where=images.where)
 
 
 def join(sets: Sequence[ImageSet]) -> ImageSet:

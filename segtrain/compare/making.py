@@ -13,7 +13,6 @@ from pyarrow import parquet
 
 from segtrain.compare.arms import ENGINES, SHUFFLED, engines_of, parts_of
 from segtrain.compare.splits import LabelDraw
-from synth.core.checks import UserError
 from synth.core.pairs import Pair, PairSet
 from synth.core.rng import sample_rng
 from synth.formats import read_shards, shard_name, write_dataset_files, write_shard
@@ -55,6 +54,8 @@ def make_ready(bench: Bench, kind: str, draw: LabelDraw) -> None:
 
 def make_pairs(bench: Bench, kind: str, draw: LabelDraw, folder: Path) -> None:
     """Writes the pairs of one kind and label draw into `folder`, which may hold some of them already."""
+    from synth.draw.flow import NothingKeptError
+
     plain: dict[str, Callable[[Bench, LabelDraw, Path], None]] = {
         "copypaste": _copypaste, "roundtrip": _roundtrip, "affine": _affine}
     try:
@@ -64,9 +65,7 @@ def make_pairs(bench: Bench, kind: str, draw: LabelDraw, folder: Path) -> None:
             _generated(bench, kind, draw, folder)
         else:
             _derived(bench, kind, draw, folder)
-    except UserError as error:
-        if n_rows(folder, "train") or not n_rows(folder, "rejected"):
-            raise
+    except NothingKeptError as error:
         # Gates that let nothing through are a finding, not a fault: the arm then has its real pairs alone.
         log.warning("label draw %d: %s", draw.index, error)
 

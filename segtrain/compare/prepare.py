@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
-from segtrain.compare.data import Parts, choose, fingerprint, shrink
+from segtrain.compare.data import Parts, choose, fingerprint, hide, shrink, with_range
 from segtrain.compare.settings import CompareSettings
 from segtrain.compare.splits import LabelDraw, Member, check_disjoint, draw_labels, split_test
 from synth.core.checks import IGNORE, UserError
 from synth.core.files import hash_json, sha256
 from synth.core.pairs import ImageSet, Pair, PairSet
 from synth.formats import load_images, load_pairs
+from synth.formats.survey import range_16_bit
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def prepare(settings: CompareSettings, labelled: PairSet | None = None, unlabell
     named = settings.data.root or settings.data.labelled
     labelled, unlabelled, test = _load(settings, labelled, unlabelled, test)
     pairs = shrink(labelled, settings.size)
-    pile = shrink(unlabelled, settings.size) if unlabelled is not None else None
+    pile = shrink(hide(unlabelled), settings.size) if unlabelled is not None else None
     held_out = shrink(test, settings.size) if test is not None else None
     for other in filter(None, (pile, held_out)):
         _check_alike(other, pairs)
@@ -39,6 +40,8 @@ def prepare(settings: CompareSettings, labelled: PairSet | None = None, unlabell
     splits_itself = held_out is None
     if splits_itself:
         pairs, pile, held_out = _split(settings, pairs, pile, notes)
+        span = own_range(labelled, frozenset(pairs.ids))
+        pairs, pile, held_out = (s and with_range(s, span) for s in (pairs, pile, held_out))
     else:
         for images in filter(None, (pairs, pile)):
             check_disjoint(images, held_out)
@@ -111,7 +114,8 @@ def _split(settings: CompareSettings, pairs: ImageSet, pile: ImageSet | None,
     held_out = {g for i, g in zip(pairs.ids, pairs.groups, strict=True) if i in {*parts.test, *parts.unused}}
     if parts.unused:
         notes.append(f"{len(parts.unused)} images of the last test group lie past split.max_test and are used nowhere.")
-    seen = {_pixels_hash(p.image) for p in test} - {""}
+    # What lies past the cap is of a test group too.
+    seen = {_pixels_hash(p.image) for p in choose(pairs, {*parts.test, *parts.unused})} - {""}
     training = _drop(training, notes, "copy of a test image", lambda p: _pixels_hash(p.image) in seen)
     if training is None:
         raise UserError("data.root", rule="no training image is left once copies of test images are removed",
@@ -120,6 +124,22 @@ def _split(settings: CompareSettings, pairs: ImageSet, pile: ImageSet | None,
         pile = _drop(pile, notes, "unlabelled image of a test group or copy of a test image",
                      lambda p: p.group in held_out or _pixels_hash(p.image) in seen)
     return training, pile, test
+
+
+def own_range(labelled: ImageSet, training: Collection[str]) -> tuple[float, float]:
+    """Returns the intensity range of the images named `training`, where that of the set was measured on its images.
+
+    One that was declared stays. One measured on all images would let test images decide how training images look.
+    """
+    declared = tuple(labelled.info.intensity_range)
+    if labelled.info.bit_depth == 8:
+        return declared
+    everywhere, own = np.zeros(65536, np.int64), np.zeros(65536, np.int64)
+    for pair in labelled:
+        counts = np.bincount(pair.image.ravel(), minlength=65536)
+        everywhere += counts
+        own += counts if pair.id in training else 0
+    return range_16_bit(own) if range_16_bit(everywhere) == declared else declared
 
 
 def _pixels_hash(image: np.ndarray) -> str:

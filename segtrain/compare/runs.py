@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +15,9 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from segtrain.compare.arms import ENGINES, REAL, Arm, engines_of
-from segtrain.compare.data import Parts, fingerprint
+from segtrain.compare.arms import ENGINES, REAL, Arm, engines_of, method_of
+from segtrain.compare.content import Content
+from segtrain.compare.data import Parts
 from segtrain.compare.making import count_verdicts, made_identity, make_pairs, make_ready
 from segtrain.compare.settings import CompareSettings
 from segtrain.compare.splits import LabelDraw
@@ -59,30 +59,11 @@ class Bench:
         known = [item.spacing for item in parts.test.items if item.spacing]
         self.spacings = tuple(known) if len(known) == len(parts.test) else ()
         self.trained = 0
-        self._prints: dict[tuple[str, int], str | None] = {}
+        self.content = Content(settings, parts)
 
     def _folder(self, kind: str, identity: object) -> Path:
         key = hash_json([metadata.version("pairsmith"), identity])
         return self.out / "cache" / f"{kind}-{key}"
-
-    def _labelled_print(self, draw: LabelDraw) -> str | None:
-        key = ("labelled", draw.index)
-        if key not in self._prints:
-            self._prints[key] = fingerprint(self.parts.labelled_of(draw))
-        return self._prints[key]
-
-    def _unlabelled_print(self, draw: LabelDraw) -> str | None:
-        key = ("unlabelled", draw.index)
-        if key not in self._prints:
-            self._prints[key] = fingerprint(self.parts.unlabelled_of(draw))
-        return self._prints[key]
-
-    def _sees_masks(self, engine: str) -> bool:
-        """Returns whether a generator learns from label masks, and so must be fitted anew for every label draw."""
-        return engine != "inpaint" or bool(self.settings.inpaint["denoiser"]["labels"])
-
-    def _fitting(self, engine: str) -> dict[str, JsonValue]:
-        return {k: v for k, v in getattr(self.settings, engine).items() if k != "sampler"}
 
     def sampling(self, engine: str) -> JsonValue:
         """Returns the settings of a generator that matter when it draws, and not to its fit."""
@@ -90,16 +71,14 @@ class Bench:
 
     def _own_draw(self, engine: str, draw: LabelDraw) -> LabelDraw:
         """Returns the label draw whose masks a generator may see: `draw`, or, if it sees none, any one for all."""
-        return draw if self._sees_masks(engine) else self.parts.draws[0]
+        return draw if self.content.sees_masks(engine) else self.parts.draws[0]
 
     def generator_folder(self, engine: str, draw: LabelDraw) -> Path:
-        """Returns where the generator of a label draw lies; one that never sees a mask is the same for all of them."""
-        seen = self._labelled_print(draw) if self._sees_masks(engine) else None
-        return self._folder("painter", [self._fitting(engine), self.settings.size, seen, self._training_print])
-
-    @cached_property
-    def _training_print(self) -> str | None:
-        return fingerprint(self.parts.training())
+        """Returns where the generator of a label draw lies; one that never sees a mask is the same for all of them, or
+        for all whose objects are to be painted in the same space (autoencoder.kind=auto)."""
+        seen = self.content.labelled(draw) if self.content.sees_masks(engine) else None
+        return self._folder("painter", [self.content.fitting(engine, draw), self.settings.size, seen,
+                                        self.content.training])
 
     def generator(self, engine: str, draw: LabelDraw) -> Generator:
         """Returns a generator, fitted on training images and on no mask but those of its label draw."""
@@ -107,8 +86,9 @@ class Bench:
 
         own = self._own_draw(engine, draw)
         pile = self.parts.unlabelled_of(own) if engine == "inpaint" else None  # a translator learns from pairs alone
+        space = (f"autoencoder.kind={self.content.space(draw)}",) if engine == "inpaint" else ()
         return fit(getattr(self.settings, engine), self.parts.labelled_of(own), pile,
-                   out=self.generator_folder(engine, draw), overrides=(f"size={self.settings.size}",))
+                   out=self.generator_folder(engine, draw), overrides=(f"size={self.settings.size}", *space))
 
     def generators_due(self, arms: Sequence[Arm]) -> bool:
         """Returns whether one of `arms` needs a generator that is not fitted yet."""
@@ -153,8 +133,8 @@ class Bench:
     def referee_folder(self, draw: LabelDraw) -> Path:
         """Returns where the referee of a label draw lies."""
         prior = self._prior("supervised")
-        return self._folder("referee", [self.settings.segment, self.settings.referee, self.settings.size,
-                                        self._referee_seed(draw), self._labelled_print(draw),
+        return self._folder("referee", [*self.content.referee, self.settings.size, self._referee_seed(draw),
+                                        self.content.labelled(draw),
                                         *([] if prior is None else [prior.content_hash()])])
 
     def referee(self, draw: LabelDraw) -> Segmenter:
@@ -185,8 +165,8 @@ class Bench:
 
     def made_folder(self, kind: str, draw: LabelDraw) -> Path:
         """Returns where the synthetic pairs of a label draw lie."""
-        return self._folder(kind, made_identity(self, kind, draw, labelled=self._labelled_print(draw),
-                                                unlabelled=self._unlabelled_print(draw)))
+        return self._folder(kind, made_identity(self, kind, draw, labelled=self.content.labelled(draw),
+                                                unlabelled=self.content.unlabelled(draw)))
 
     def made(self, kind: str, draw: LabelDraw) -> MadeFacts:
         """Returns what is known of the synthetic pairs of a label draw; they are drawn if they are not there yet."""
@@ -224,21 +204,19 @@ class Bench:
         return FrequencyPrior.from_pretrained(folder)
 
     def _method(self, arm: Arm) -> str:
-        return arm.method or (self.settings.method if arm.unlabelled else "supervised")
+        return method_of(arm, self.settings.method)
 
     def segmenter_folder(self, job: Job) -> Path:
         """Returns where a run lies. Arms that would train on the same things share it."""
         from segtrain.method import method_text
-        from segtrain.settings import SegmentSettings
 
         made = self.made(job.arm.synthetic, job.draw) if job.arm.synthetic else None
-        read = SegmentSettings(**self.settings.segment).identity(synthetic=bool(made and made.kept),
-                                                                 unlabelled=job.arm.unlabelled)
+        read = self.content.segment.identity(synthetic=bool(made and made.kept), unlabelled=job.arm.unlabelled)
         prior = self._prior(self._method(job.arm))
         return self._folder("segment", [
             read, self.settings.size, method_text(self._method(job.arm)), self._seed(job),
-            self._labelled_print(job.draw), made.folder if made and made.kept else None,
-            self._unlabelled_print(job.draw) if job.arm.unlabelled else None,
+            self.content.labelled(job.draw), made.folder if made and made.kept else None,
+            self.content.unlabelled(job.draw) if job.arm.unlabelled else None,
             *([] if prior is None else [prior.content_hash()])])
 
     def segmenter(self, job: Job) -> Segmenter:

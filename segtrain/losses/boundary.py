@@ -30,15 +30,15 @@ def sobel_edges(hard: torch.Tensor, valid: torch.Tensor, n_classes: int) -> torc
 class CeBoundary(Settings):
     """Slot member `ce_boundary`: weighted cross-entropy, plus `boundary` times the mean cross-entropy on Sobel edges.
 
-    CW-BASS (Tarubinga et al. 2025). The outlines are those of the moved pseudo-label: after a mix they include its
-    rim, so this loss goes with views that do not mix.
+    CW-BASS (Tarubinga et al. 2025). Both are means over pixels that passed the filter. The outlines are those of the
+    moved pseudo-label: after a mix they include its rim, so this loss goes with views that do not mix.
     """
 
     boundary: float = Field(0.5, ge=0)
 
     def __call__(self, logits: torch.Tensor, target: Target) -> torch.Tensor:
         """Returns the loss (scalar) of logits (B, K, H, W)."""
-        whole = consistency_ce(logits, target, norm="all")
+        whole = consistency_ce(logits, target, norm="valid")
         edges = sobel_edges(target.hard.masked_fill(~target.valid, 0), target.valid, logits.shape[1])
         losses = F.cross_entropy(logits.float(), target.hard.masked_fill(~target.valid, 0), reduction="none")
         return whole + self.boundary * (losses * target.weight * edges).sum() / edges.sum().clamp(min=1)

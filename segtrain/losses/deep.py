@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from segtrain.models import Seen
+from segtrain.targets.target import Target
 
 if TYPE_CHECKING:
     from segtrain.scene import Supervised
@@ -61,6 +63,25 @@ def loss_of_rows(loss: Loss, seen: Seen, labels: torch.Tensor, weight: torch.Ten
         levels, labels = [level[rows] for level in levels], labels[rows]
         weight = None if weight is None else weight[rows]
     return supervise_levels(loss, levels, labels, weight)
+
+
+def loss_of_levels(loss: Callable[[torch.Tensor, Target], torch.Tensor], seen: Seen, target: Target) -> torch.Tensor:
+    """Returns the loss (scalar) of what was seen of a target's images on all levels, weighted as labels are.
+
+    The target (B, K, H, W) goes to each level's size, nearest neighbour. Without further levels it is `loss` itself.
+    """
+    levels = [seen.logits, *seen.deep]
+    if len(levels) == 1:
+        return loss(seen.logits, target)
+    losses = [loss(logits, _target_at(target, tuple(logits.shape[-2:]))) for logits in levels]
+    return sum(share * one for share, one in zip(level_weights(len(levels)), losses, strict=True))
+
+
+def _target_at(target: Target, size: tuple[int, int]) -> Target:
+    moved = {name: None if values is None else _at(values, size) for name, values in (
+        ("prob", target.prob), ("hard", target.hard), ("weight", target.weight), ("valid", target.valid),
+        ("pasted", target.pasted))}
+    return replace(target, **moved)
 
 
 def _at(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from segtrain.models.gms import describe_autoencoder
-from segtrain.settings import ModelSettings
+from segtrain.settings import ModelSettings, SegmentSettings
 from synth.core.checks import UserError
 from synth.core.files import replace_file, sha256
 
@@ -31,6 +31,12 @@ def identify(model: ModelSettings) -> ModelSettings:
     if model.weights in SHIPPED or model.weights.startswith(MARK):
         return model
     return model.model_copy(update={"weights": f"{MARK}{sha256(_file(model.weights).read_bytes())[:16]}"})
+
+
+def identify_all(settings: SegmentSettings) -> SegmentSettings:
+    """Returns a run's settings, both networks as `identify` returns them."""
+    return settings.model_copy(update={"model": identify(settings.model),
+                                       "second": settings.second and identify(settings.second)})
 
 
 def _file(path: str) -> Path:

@@ -1,4 +1,4 @@
-"""Terms on what two views of one image, seen by two branches, say of the same pixels."""
+"""Terms on what two views of one image, seen by one branch or two, say of the same pixels."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class GlobalNce(Settings):
         seen = [scene.view(i).seen for i in self.views]
         a, b = head(torch.cat([s.coarse.mean(dim=(2, 3), keepdim=True) for s in seen]))[:, :, 0, 0].chunk(2)
         # Data parallelism wants a gradient, be it zero, of all that looked; nothing else asks these logits.
-        unasked = 0 * (seen[0].logits.sum() + seen[1].logits.sum())
+        unasked = 0 * sum(level.sum() for some in seen for level in (some.logits, *some.deep))
         return info_nce(a, b, temperature=self.temperature) + unasked
 
 

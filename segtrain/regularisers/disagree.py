@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 
 from segtrain.regularisers.agree import mean_where
@@ -13,7 +14,7 @@ from segtrain.regularisers.pixels import logits_back
 from segtrain.targets.rank import best_branch
 from synth.core.checks import IGNORE
 from synth.core.config import Settings
-from synth.core.space import top_class
+from synth.core.space import labels_to_onehot, top_class
 
 if TYPE_CHECKING:
     from segtrain.scene import Scene
@@ -25,18 +26,18 @@ def kl_to_uniform(logits: torch.Tensor) -> torch.Tensor:
     return math.log(logits.shape[1]) + (log.exp() * log).sum(dim=1)
 
 
-def disagreement(student: torch.Tensor, best: torch.Tensor, labels: torch.Tensor, *, mse: float, uniform: float
+def disagreement(student: torch.Tensor, best: torch.Tensor, labels: torch.Tensor, *, mse: float, kl: float
                  ) -> torch.Tensor:
     """Returns RAIL's disagreement-focused supervision (scalar) of the student's logits (B, K, H, W).
 
-    `mse` times the mean squared difference of probabilities to the best one's where the two differ in class, plus
-    `uniform` times KL(p || uniform) where they differ and the student is wrong; labels (B, H, W), 255 = ignored.
+    `mse` times the mean squared difference of probabilities to the labels where its class is not the best one's, plus
+    `kl` times KL(label || p) where it is also wrong; labels are (B, H, W), 255 = ignored. `best` is (B, K, H, W).
     """
-    student, best = student.float(), best.detach().float()
-    known, said = labels != IGNORE, top_class(student)
-    differ = known & (said != top_class(best))
-    squared = (student.softmax(dim=1) - best.softmax(dim=1)).square().mean(dim=1)
-    return mse * mean_where(squared, differ) + uniform * mean_where(kl_to_uniform(student), differ & (said != labels))
+    student, said = student.float(), top_class(student)
+    differ = (labels != IGNORE) & (said != top_class(best))
+    squared = (student.softmax(dim=1) - labels_to_onehot(labels, student.shape[1])).square().mean(dim=1)
+    losses = F.cross_entropy(student, labels, ignore_index=IGNORE, reduction="none")
+    return mse * mean_where(squared, differ) + kl * mean_where(losses, differ & (said != labels))
 
 
 def _whose_turn(scene: Scene) -> str:
@@ -45,20 +46,21 @@ def _whose_turn(scene: Scene) -> str:
 
 
 class LabelledDisagreement(Settings):
-    """Slot member `labelled_disagreement`: the branch whose turn it is learns where it differs from the best one.
+    """Slot member `labelled_disagreement`: the branch whose turn it is learns labels once more where it differs from
+    the best one.
 
     Attributes:
-        mse, uniform: weights of the two parts. alpha: share of the cross-entropy in how well a branch does.
+        mse, kl: weights of the two parts. alpha: share of the cross-entropy in how well a branch does.
     """
 
     mse: float = Field(0.5, ge=0)
-    uniform: float = Field(0.05, ge=0)
-    alpha: float = Field(0.8, ge=0, le=1)
+    kl: float = Field(0.05, ge=0)
+    alpha: float = Field(0.0, ge=0, le=1)
 
     def __call__(self, scene: Scene) -> torch.Tensor:
         """Returns the loss (scalar) over the supervised images; 0 for the best branch itself."""
         student, best = (scene.seen[name].logits for name in (_whose_turn(scene), best_branch(scene, alpha=self.alpha)))
-        return disagreement(student, best, scene.supervised.labels, mse=self.mse, uniform=self.uniform)
+        return disagreement(student, best, scene.supervised.labels, mse=self.mse, kl=self.kl)
 
 
 class UniformDisagreement(Settings):

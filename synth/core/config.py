@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from synth.core.checks import UserError
 from synth.core.files import write_text
@@ -54,6 +54,9 @@ class Settings(BaseModel):
         return {key: "" if value is None and key in empty else value for key, value in tree.items()}
 
 
+Word = BeforeValidator(lambda value: "no" if value is False else value)
+"""Of settings one of whose words is "no": YAML 1.1 reads that as false."""
+
 S = TypeVar("S", bound=Settings)
 
 
@@ -77,15 +80,11 @@ def _merge(tree: dict, override: str) -> None:
             raise UserError(f"override {key}", rule=f"{part} is not a group of settings", repair="drop the dot")
         tree = child
     # YAML 1.1 reads 1:1 as the sexagesimal number 61; here it is a mapping of mask values, so it stays text.
-    tree[last] = text if re.fullmatch(r"[\d:,]*\d:\d[\d:,]*", text) else _value(key, text)
-
-
-def _value(key: str, text: str) -> object:
     try:
-        return yaml.safe_load(text)
+        tree[last] = text if re.fullmatch(r"[\d:,]*\d:\d[\d:,]*", text) else yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"override {key}={text}", rule=f"its value is not YAML ({str(error).splitlines()[0]})",
-                        repair="close every bracket and quote, and put the whole override into '...'") from None
+        raise UserError(f"override {override!r}", rule=f"its value is not YAML ({getattr(error, 'problem', error)})",
+                        repair=f"close its brackets, or quote it: {key}='\"...\"'") from None
 
 
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> UserError:

@@ -78,7 +78,8 @@ def claim_folder(out: Path, *, kind: str, identity: dict[str, object]) -> Path:
     if marker.exists():
         held = json.loads(marker.read_text(encoding="utf-8"))
         if held.get("hash") != mark["hash"] or held.get("kind") != kind:
-            changed = [k for k in identity if held.get("identity", {}).get(k) != json.loads(json.dumps(identity[k]))]
+            old, new = held.get("identity", {}), json.loads(json.dumps(identity))
+            changed = [k for k in {**new, **old} if (k in old, old.get(k)) != (k in new, new.get(k))]
             raise UserError(str(out), rule=f"this folder holds another {held.get('kind')} run (differs in: "
                             f"{', '.join(changed) or 'kind'})", repair="choose another out=, or delete the folder")
         return out

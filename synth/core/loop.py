@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import nn
 from tqdm.auto import tqdm
 
-from synth.core.config import Settings
+from synth.core.config import Settings, Word
 from synth.core.ema import Ema
 from synth.core.files import replace_file, sweep, write_json, write_text
 from synth.core.rng import derive_seed
@@ -35,7 +35,7 @@ class LoopSettings(Settings):
     seed: int = 0
     log_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(200, ge=1)
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], Word] = "no"
     report_to: str | None = None
 
 

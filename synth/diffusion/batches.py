@@ -139,7 +139,11 @@ def denoiser_batches(views: Sequence[CachedView], labelled: torch.Tensor, *, bat
         pick = np.random.default_rng(derive_seed(seed, "view", step, rank))
         if len(labelled):
             n_labelled = int(settings.labelled_share * len(rows) + uniform(rng, 0, 1))
-            rows[:n_labelled] = labelled[pick.integers(len(labelled), size=n_labelled)].tolist()
+            # Anywhere in the batch: noise levels rise along it, and labels say most where the noise is strong.
+            places = np.random.default_rng(derive_seed(seed, "labelled", step, rank)).permutation(len(rows))
+            drawn = labelled[pick.integers(len(labelled), size=n_labelled)].tolist()
+            for place, row in zip(places[:n_labelled], drawn, strict=True):
+                rows[place] = row
         view = pick.integers(len(views), size=len(rows))
         chosen = [views[v] for v in view]
         coverage = torch.stack([v.coverage[r] for v, r in zip(chosen, rows, strict=True)])

@@ -53,7 +53,7 @@ def _joined(labelled: Arrays, other: Arrays | None, where: str, *, labels: bool)
         unknown = np.full((len(other), size, size), IGNORE, np.uint8)
         arrays = dataclasses.replace(
             arrays, images=np.concatenate([arrays.images, other.images]), masks=np.concatenate([masks, unknown]),
-            ids=arrays.ids + other.ids, groups=arrays.groups + other.groups)
+            ids=arrays.ids + other.ids, groups=arrays.groups + other.groups, weights=())  # a generator weighs no image
     return arrays.select(np.argsort(np.array(arrays.ids), kind="stable"))
 
 

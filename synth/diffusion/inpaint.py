@@ -25,7 +25,7 @@ from synth.diffusion.regions import blend_alpha, draw_margins, grow_cells, keep_
 from synth.diffusion.samplers import SAMPLERS, Denoise, Known, Walk, n_evaluations, resampling_walk
 from synth.diffusion.settings import PRESETS, SamplerSettings, Scale
 from synth.diffusion.tiles import Canvas, check_canvas, counted, pad_to_multiple, paint_apart, tiled
-from synth.generator import Generator, kept_pixels
+from synth.generator import Generator, check_labels, kept_pixels
 from synth.pipelines import DrawnOutput, draw_seeds, own_config, unit_to_output, weights_hash
 
 
@@ -186,9 +186,11 @@ class InpaintPipeline(DiffusionPipeline, Generator):
             callback: called with (evaluations done, evaluations in all).
 
         Raises:
-            UserError: if sizes or seeds do not fit, or `strength` is out of range.
+            UserError: if sizes or seeds do not fit, for labels it never learnt, or `strength` is out of range.
         """
         check_canvas(self, image, keep, seeds=seeds)
+        if labels is not None and self.config.tells_labels:
+            check_labels(labels, self.config.n_classes)
         if not 0 < strength <= 1:
             raise UserError(f"strength={strength}", rule="it lies in (0, 1]", repair="write strength=1.0")
         image, keep = image.to(self.device), keep.to(self.device)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from synth.core.config import Settings
+from synth.core.config import Settings, Word
 from synth.core.data import DataSettings
 from synth.core.loop import LoopSettings
 from synth.diffusion.health import HealthSettings
@@ -95,7 +95,7 @@ class DenoiserSettings(Settings):
     loop: LoopSettings = LoopSettings(steps=20000)
 
 
-Precision = Literal["auto", "no", "bf16", "fp16"]
+Precision = Annotated[Literal["auto", "no", "bf16", "fp16"], Word]
 SamplerName = Literal["ddim", "euler", "heun", "dpmpp_2m"]
 Mode = Literal["surroundings", "object", "layout"]
 Scale = Literal["fit", "native"]

@@ -37,7 +37,7 @@ def draw_layouts(  # noqa: PLR0913 - as `draw`
                                                "shape": shapes.identity if shapes else "none"})
     origin = Origin(arrays, "none", json.dumps(SHOWN, sort_keys=True), "layout")
     return run_draw(folder, label_painter(arrays), origin=origin, gates=None, settings=settings, n=n, seed=seed,
-                before=Before(shapes=shapes))
+                before=Before(shapes=shapes, shown_px=0.0))
 
 
 def draw_roundtrip(  # noqa: PLR0913 - as `draw`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ from synth.formats import read_shards, shard_name, write_dataset_files
 from synth.gates import Gates
 from synth.generator import Generator, shows_source
 from synth.layouts import Shapes, learn_anatomy
+
+
+class NothingKeptError(UserError):
+    """All pairs are drawn, and the gates let none through."""
 
 
 def check_request(n: int, labelled: Arrays) -> None:
@@ -75,7 +80,7 @@ class Before:
 
     Attributes:
         window: what is painted of images at native size. hosts: images that get the objects. shapes: draws new masks.
-        recolourer: changes the sources' amplitudes; repainter: their objects.
+        recolourer: changes the sources' amplitudes; repainter: their objects. shown_px: see `transform_pairs`.
     """
 
     window: Window | None = None
@@ -83,6 +88,7 @@ class Before:
     shapes: Shapes | None = None
     recolourer: Generator | None = None
     repainter: Generator | None = None
+    shown_px: float = math.inf
 
 
 def transform_of(origin: Origin, settings: DrawSettings, before: Before, *, seed: int
@@ -96,7 +102,7 @@ def transform_of(origin: Origin, settings: DrawSettings, before: Before, *, seed
             sources = insert_pairs(hosts, keys, seed=seed, layout=layout, anatomy=anatomy, shapes=before.shapes)
         else:
             sources = transform_pairs(origin.labelled, keys, rows=rows, seed=seed, layout=layout, anatomy=anatomy,
-                                      window=before.window, shapes=before.shapes)
+                                      window=before.window, shapes=before.shapes, shown_px=before.shown_px)
         if before.recolourer is not None:
             sources = recolour_sources(sources, before.recolourer, share=settings.appearance_share)
         if before.repainter is not None:
@@ -137,8 +143,9 @@ def _finish(out: Path, plan: Plan, origin: Origin) -> PairSet:
             for i in range(plan.n_shards):
                 (out / shard_name("rejected", i, plan.n_shards)).unlink(missing_ok=True)
     if n_kept == 0:
-        raise UserError(str(out), rule=f"none of {n_rejected} drawn pairs passed the gates; see the rejected split",
-                        repair="train the generator or the judge longer, or loosen the gate that the reasons name")
+        raise NothingKeptError(str(out), rule=f"none of {n_rejected} drawn pairs passed the gates; see the rejected "
+                               "split", repair="train the generator or the judge longer, or loosen the gate that "
+                               "the reasons name")
     return read_shards(out)
 
 

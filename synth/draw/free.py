@@ -10,7 +10,7 @@ from synth.core.checks import IGNORE, UserError
 from synth.core.pairs import Arrays
 from synth.draw.painters import Painted
 from synth.draw.sources import Sources
-from synth.generator import Generator
+from synth.generator import KEEPS, Generator, draws_from_labels, mode_of
 from synth.layouts import LayoutSettings, ShapeModel, Shapes
 
 SHOWN = {"sampler": "labels", "mode": "layout"}
@@ -21,18 +21,21 @@ def check_layout(layout: LayoutSettings, generator: Generator | None, *, hosts: 
     """Returns nothing; raises if labels are to change shape and the pixels under them are kept from a source.
 
     Args:
-        generator: None = nothing is painted, all is kept. hosts: objects are painted into images that show none.
+        generator: None = nothing is painted, all is kept. One that only shows its source in another way (appearance,
+            texture=redrawn) keeps no pixel either, but the shapes. hosts: objects are painted into images without any.
 
     Raises:
         UserError: naming the setting.
     """
-    keeps = "everything" if generator is None else generator.keeps
-    if layout.is_free and keeps != "nothing" and not hosts:
-        name = ("layout.source=shape" if layout.source == "shape" else
-                f"layout.grow_px={layout.grow_px:g} layout.bend_px={layout.bend_px:g}")
-        raise UserError(name, rule="labels would change shape and the pixels under them would not: what is kept here "
-                        f"is: {keeps}", repair="take a generator that keeps nothing (a translator, or "
-                        "sampler.mode=layout of one fitted with denoiser.labels=true), or leave these settings out")
+    if not layout.is_free or hosts or (generator is not None and draws_from_labels(generator.sampler_settings())):
+        return
+    keeps = "everything" if generator is None else KEEPS[mode_of(generator.sampler_settings())]
+    shown = "all of its source" if keeps == "nothing" else keeps
+    name = ("layout.source=shape" if layout.source == "shape" else
+            f"layout.grow_px={layout.grow_px:g} layout.bend_px={layout.bend_px:g}")
+    raise UserError(name, rule="labels would change shape and the pixels under them would not: what is kept here is: "
+                    f"{shown}", repair="take a generator that keeps nothing (a translator, or sampler.mode=layout of "
+                    "one fitted with denoiser.labels=true), or leave these settings out")
 
 
 def shapes_of(model: ShapeModel | None, layout: LayoutSettings, labelled: Arrays, *, size: int) -> Shapes | None:

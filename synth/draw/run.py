@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,5 +116,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
         **({"hosts": clear.identity} if clear else {}), **({"shape": shapes.identity} if shapes else {}),
         **({"appearance": appearance.content_hash()} if appearance else {})})
     painter = generator_painter(generator) if generator else no_painter
+    before = Before(window_of(generator, settings), clear, shapes, appearance, repainter,
+                    generator.shown_px if generator else math.inf)
     return run_draw(folder, painter, origin=origin, gates=gates, settings=settings, n=n, seed=seed, supply=supply,
-                before=Before(window_of(generator, settings), clear, shapes, appearance, repainter))
+                    before=before)

@@ -22,7 +22,7 @@ from synth.draw.sources import Sources
 from synth.draw.supply import Supply, choose_pairs, score_supply
 from synth.formats import read_shards, shard_name, write_shard
 from synth.gates import Gates, Verdict, run_gates
-from synth.generator import CURATED, keeps_of, kept_by, shows_source
+from synth.generator import CURATED, keeps_of, kept_by, painted_around, shows_source
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def _judge(painted: Painted, keep_in: np.ndarray, gates: Gates | None, origin: O
         # Outside the window of a pair at native size, pixels and labels are the source's: nothing there is judged.
         outside = torch.from_numpy(keep_in & origin.labelled.is_native) & ~labels_to_keep(labels)
         judged, verdicts = run_gates(unit, torch.where(outside, IGNORE, labels), gates, painted=fresh & ~outside,
-                                     is_new=not shows_source(words))
+                                     around=painted_around(labels, words) | outside, is_new=not shows_source(words))
         labels = torch.where(outside, labels, judged)
     if origin.curation is not None:
         labels, verdicts = curate_batch(unit, labels, verdicts, origin.curation,

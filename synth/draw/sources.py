@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from synth.layouts import (
     draw_layout,
     layout_to_json,
     learn_anatomy,
+    mirrored_in,
     place,
     second_parent,
 )
@@ -141,9 +143,19 @@ def draw_edited(rng: torch.Generator, labelled: Arrays, *, rows: Sequence[int], 
                   None if second is None else (labelled.ids[second], labelled.groups[second]))
 
 
+def _doubted(placed: Placed, edit: Layout, mask: np.ndarray, *, shown_px: float) -> Placed:
+    """Returns the edited pair, unknown (255) where its own pixels show an object mirrored into the frame."""
+    strange = mirrored_in(mask, edit.affine) & (placed.labels == 0) & ~placed.keep_in
+    if not shown_px or not strange.any():
+        return placed
+    if math.isfinite(shown_px):
+        strange &= ndimage.distance_transform_edt(~_foreground(placed.labels)) <= shown_px
+    return replace(placed, labels=np.where(strange, IGNORE, placed.labels).astype(np.uint8))
+
+
 def transform_pairs(labelled: Arrays, keys: Sequence[str], *, rows: Sequence[int], seed: int,  # noqa: PLR0913
                     layout: LayoutSettings, anatomy: Anatomy | None = None, window: Window | None = None,
-                    shapes: Shapes | None = None) -> Sources:
+                    shapes: Shapes | None = None, shown_px: float = 0.0) -> Sources:
     """Returns the transformed sources of candidates `keys`, their parents chosen among `rows`.
 
     At native size, batches of one: every pair has its own size.
@@ -151,13 +163,15 @@ def transform_pairs(labelled: Arrays, keys: Sequence[str], *, rows: Sequence[int
     Args:
         anatomy: of `labelled`, where it has been learnt before. window: what is painted; None = everything.
         shapes: draws the labels, where `layout.source` is "shape".
+        shown_px: how far around the foreground the sources' own pixels are shown; inf = all over.
     """
     anatomy = anatomy or learn_anatomy(labelled, layout)
     all_edited = [draw_edited(sample_rng(seed, "layout", name), labelled, rows=rows, layout=layout, anatomy=anatomy,
                               shapes=shapes)
                   for name in keys]
-    placed = [e.placed if window is None else _windowed(e.placed, e.edit, labelled.masks[e.row], window)
-              for e in all_edited]
+    placed = [_doubted(e.placed, e.edit, labelled.masks[e.row], shown_px=shown_px) for e in all_edited]
+    if window is not None:
+        placed = [_windowed(p, e.edit, labelled.masks[e.row], window) for p, e in zip(placed, all_edited, strict=True)]
     return Sources(tuple(keys), tuple(e.row for e in all_edited), tuple(derive_seed(seed, "pair", k) for k in keys),
                    np.stack([p.pixels for p in placed]), np.stack([p.labels for p in placed]),
                    tuple(_layout_text(e.edit, window) for e in all_edited), np.stack([p.keep_in for p in placed]),

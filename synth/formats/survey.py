@@ -69,7 +69,7 @@ def survey(sources: Sequence[Source], declared: Declared, options: Options, *, w
     if options.labelled and not labels[1:IGNORE].any():
         raise UserError(where, rule=f"no foreground anywhere: no pixel of {len(sources)} masks is of a class > 0",
                         repair="check the masks; if 255 means foreground, give mask_map='0:0,255:1'")
-    intensity = declared.intensity_range or ((0.0, 255.0) if bit_depth == 8 else _range_16_bit(levels))
+    intensity = declared.intensity_range or ((0.0, 255.0) if bit_depth == 8 else range_16_bit(levels))
     return DataInfo(classes, channels, bit_depth, intensity, declared.modality, declared.name or "unnamed")
 
 
@@ -108,7 +108,8 @@ def _infer_classes(labels: np.ndarray, options: Options, where: str) -> tuple[st
     return ("background", *(f"class_{i}" for i in range(1, top + 1)))
 
 
-def _range_16_bit(levels: np.ndarray) -> tuple[float, float]:
+def range_16_bit(levels: np.ndarray) -> tuple[float, float]:
+    """Returns the intensity range of 16-bit images, of whose pixels `levels` (65536,) counts each value."""
     share = np.cumsum(levels) / levels.sum()
     low, high = (int(np.searchsorted(share, q)) for q in RANGE_SHARES)
     return float(low), float(max(high, low + 1))

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 N_MASKS, N_SAMPLES = 8, 4
 """Masks that are drawn, and images of each."""
+JUDGED = 16
+"""Real images that the discriminator looks at together."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,10 @@ class Shown:
 
 
 def _sign(recipe: TranslateRecipe, images: torch.Tensor, told: torch.Tensor) -> float:
-    return float(recipe.judge(images.to(recipe.device), told.to(recipe.device)).sign().mean())
+    # A few at a time: a whole training set may be more than a device holds.
+    signs = [recipe.judge(some.to(recipe.device), tells.to(recipe.device)).sign().mean((1, 2, 3)).cpu()
+             for some, tells in zip(images.split(JUDGED), told.split(JUDGED), strict=True)]
+    return float(torch.cat(signs).mean())
 
 
 @torch.no_grad()

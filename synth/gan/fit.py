@@ -76,12 +76,16 @@ def fit_translate(settings: TranslateSettings, labelled: PairSet, unlabelled: Im
     """Returns the fitted translator, saved in `out`; running again resumes, or returns at once when finished.
 
     Raises:
-        UserError: if the settings do not fit, the translator has collapsed, `out` holds another run, or there are
-            unlabelled images: a translator learns from pairs.
+        UserError: if the settings do not fit, the translator has collapsed, `out` holds another run, there is one pair
+            alone, or there are unlabelled images: a translator learns from pairs.
     """
     if unlabelled is not None and len(unlabelled):
         raise UserError(unlabelled.where, rule="a translator learns from labelled pairs alone", repair="leave "
                         "data.unlabelled out")
+    if len(labelled) < 2:
+        raise UserError(f"{labelled.where}: 1 labelled pair", rule="a translator needs two or more: whether its images "
+                        "differ enough is judged by how real ones do", repair="label another image, or fit an "
+                        "inpainter")
     check_settings(settings, n_ranks=PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes)
     arrays = labelled.arrays(settings.size)
     arrays = arrays.select(np.argsort(np.array(arrays.ids), kind="stable"))  # the order of arrival is no setting

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from diffusers import DiffusionPipeline
 
-from synth.core.checks import IGNORE, UserError
+from synth.core.checks import UserError
 from synth.core.files import hash_json
 from synth.core.rng import randn_each, sample_rng
 from synth.gan.networks import Translator
 from synth.gan.told import labels_to_told
-from synth.generator import Generator, check_request
+from synth.generator import Generator, check_labels, check_request
 from synth.pipelines import DrawnOutput, draw_seeds, own_config, unit_to_output, weights_hash
 
 
@@ -79,10 +79,7 @@ class TranslatePipeline(DiffusionPipeline, Generator):
         Raises:
             UserError: for labels that it never learnt.
         """
-        stray = mask[(mask != IGNORE) & ((mask >= self.config.n_classes) | (mask < 0))]
-        if len(stray):
-            raise UserError(f"label {int(stray[0])}", rule=f"this generator learnt classes 0 to "
-                            f"{self.config.n_classes - 1} (255 = unknown)", repair="give masks of its own classes")
+        check_labels(mask, self.config.n_classes)
         keep_in = torch.zeros_like(mask, dtype=torch.bool) if keep_in is None else keep_in
         told = labels_to_told(mask, keep_in, n_classes=self.config.n_classes)
         rngs = [sample_rng(s, "translate") for s in seeds]

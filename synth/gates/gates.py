@@ -181,13 +181,15 @@ def _verdict(scores: dict[str, float], gates: Gates, *, is_new: bool) -> Verdict
 
 @torch.no_grad()
 def run_gates(images: torch.Tensor, labels: torch.Tensor, gates: Gates, *,
-              painted: torch.Tensor | None = None, is_new: bool = True) -> tuple[torch.Tensor, list[Verdict]]:
+              painted: torch.Tensor | None = None, around: torch.Tensor | None = None,
+              is_new: bool = True) -> tuple[torch.Tensor, list[Verdict]]:
     """Returns the labels with false foreground set to ignore, (B, H, W), and one verdict per pair.
 
     Args:
         images: painted images, unit (B, C, H, W). labels: (B, H, W).
         painted: (B, H, W) bool, the pixels that are no source's, whose novelty is scored; all but the foreground if
             None.
+        around: (B, H, W) bool, the pixels whose seam is looked for; all that are not `painted` if None.
         is_new: whether anything was painted. A real picture in another appearance is not: its correlation is noted and
             not judged, its labels hold everywhere, so that none becomes ignore and the judge must meet all of them.
     """
@@ -207,7 +209,7 @@ def run_gates(images: torch.Tensor, labels: torch.Tensor, gates: Gates, *,
             columns["false_foreground"] = false.sum((1, 2)) / outside.sum((1, 2)).clamp(min=1)
             labels = torch.where(false, IGNORE, labels)
     if gates.seam is not None:
-        columns["seam"] = gates.seam.score(images, ~fresh)
+        columns["seam"] = gates.seam.score(images, ~fresh if around is None else around)
     if gates.shape is not None:
         columns["plausibility"] = plausibility(gates.shape.percentile(layouts))
     if gates.spectrum is not None and images.shape[-2:] == (gates.spectrum.size,) * 2:  # elsewhere frequencies differ

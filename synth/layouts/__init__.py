@@ -25,12 +25,21 @@ from synth.layouts.recombine import (
 from synth.layouts.rules import Rules, RuleSettings, learn_rules
 from synth.layouts.settings import LayoutSettings
 from synth.layouts.shape import ShapeCode, ShapeModel, Shapes
-from synth.layouts.warp import IDENTITY, Affine, apply_image, apply_mask, apply_region, draw_affine, draw_fitting
+from synth.layouts.warp import (
+    IDENTITY,
+    Affine,
+    apply_image,
+    apply_mask,
+    apply_region,
+    draw_affine,
+    draw_fitting,
+    mirrored_in,
+)
 
 __all__ = [
     "IDENTITY", "Affine", "Anatomy", "Layout", "LayoutSettings", "Morph", "Placed", "Recombination", "RuleSettings",
     "Rules", "ShapeCode", "ShapeModel", "Shapes", "apply_image", "apply_layout", "apply_mask", "apply_morph",
     "apply_region", "bounded", "class_chances", "detect_frame", "draw_affine", "draw_fitting", "draw_layout",
     "draw_morph", "fits", "is_cut", "keep_in_of", "layout_from_json", "layout_to_json", "learn_anatomy", "learn_rules",
-    "place", "second_parent", "share_with_several",
+    "mirrored_in", "place", "second_parent", "share_with_several",
 ]

@@ -119,6 +119,15 @@ def apply_mask(mask: np.ndarray, params: Affine) -> np.ndarray:
     return _nearest(mask, params, padding="zeros").astype(np.uint8)
 
 
+def mirrored_in(mask: np.ndarray, params: Affine) -> np.ndarray:
+    """Returns where `apply_image` mirrors what is not plain background into the frame, (H, W) bool.
+
+    `apply_mask` says background there: it is a second look at an object, or at what nobody could tell.
+    """
+    beyond = _nearest(np.ones_like(mask), params, padding="zeros") < 0.5
+    return beyond & (_nearest(mask, params, padding="reflection") > 0)
+
+
 def apply_region(region: np.ndarray, params: Affine) -> np.ndarray:
     """Returns the moved region (H, W) bool: nearest, continued outwards where it met the border, as a frame is.
 

@@ -99,6 +99,8 @@ def test_what_is_shown_follows_the_generators_mode(studio: Studio) -> None:
         assert differs[:, outcome.labels == 1].mean() > 0.5, "the object itself is painted"
         kept = generator.kept(torch.from_numpy(outcome.labels.astype(np.int64))[None])[0].numpy()
         assert not differs[:, kept].any() and kept.any() == (mode == "object")
+        if mode == "object":
+            assert all(v.scores["correlation"] < 0.8 for v in outcome.verdicts), "what is kept counts as no memory"
 
 
 def test_random_layout_moves_the_pair_and_says_how(studio: Studio) -> None:

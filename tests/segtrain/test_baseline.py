@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scenes import PAIRS, SETTINGS, native_pairs, random_images, run, weights
+from scenes import PAIRS, SETTINGS, hard_target, native_pairs, random_images, run, weights
 from torch import nn
 
 import segtrain
-from segtrain.losses.deep import level_weights, loss_of_rows, supervise_levels
+from segtrain.losses.deep import level_weights, loss_of_levels, loss_of_rows, supervise_levels
+from segtrain.losses.parts import pseudo_dice_ce
 from segtrain.losses.supervised import DiceCe
+from segtrain.method import load_method
 from segtrain.models import Seen, build_model
 from segtrain.models.weights import save_encoder
+from segtrain.recipe import SegmentRecipe
 from segtrain.segmenter import Segmenter
 from segtrain.settings import ModelSettings, SegmentSettings
 from segtrain.streams import Streams
@@ -64,6 +68,42 @@ def test_rows_of_one_kind_are_taught_alone() -> None:
     alone = Seen(logits[rows], logits[rows], logits[rows], (deep[rows],))
     assert torch.equal(found, loss_of_rows(loss, alone, labels[rows], None, torch.tensor([True, True])))
     assert loss_of_rows(loss, Seen(logits, logits, logits), labels, None, ~(rows | True)) == 0
+
+
+def test_targets_of_a_mix_teach_every_level_in_both_parts() -> None:
+    rng = torch.Generator().manual_seed(0)
+    levels = [torch.randn(2, 2, n, n, generator=rng) for n in (4, 2)]
+    coarse = torch.tensor([[[0, 1], [1, 0]], [[1, 1], [IGNORE, 0]]])
+    pasted = torch.tensor([[[True, False], [False, False]]]).expand(2, -1, -1)
+    targets = [replace(hard_target(labels), pasted=part, weight=torch.where(part, 1.0, 0.5)) for labels, part in (
+        (double(coarse), double(pasted)), (coarse, pasted))]
+    losses = [pseudo_dice_ce(logits, target) for logits, target in zip(levels, targets, strict=True)]
+    seen = Seen(levels[0], levels[0], levels[0], (levels[1],))
+    assert torch.allclose(loss_of_levels(pseudo_dice_ce, seen, targets[0]), 2 / 3 * losses[0] + 1 / 3 * losses[1])
+    assert torch.equal(loss_of_levels(pseudo_dice_ce, replace(seen, deep=()), targets[0]), losses[0])
+
+
+def double(values: torch.Tensor) -> torch.Tensor:
+    """Returns values (B, H, W) at twice the size, each pixel four times."""
+    return values.repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+
+@pytest.mark.parametrize(("name", "progress"), [("bcp", 0.0), ("bcp", 0.5), ("umct", 0.0)])
+def test_deep_heads_learn_where_labels_come_by_views_alone(name: str, progress: float) -> None:
+    settings = SETTINGS.model_copy(update={"model": DEEP})
+    recipe = SegmentRecipe(settings, load_method(name), info=PAIRS.info, has_synthetic=False)
+    recipe.step(Streams.read(settings, PAIRS, unlabelled=PAIRS).batches(0, 0, 1), progress)
+    grads = [p.grad for p in recipe.nets["student"].deep.parameters()]
+    assert grads and all(g is not None and g.any() for g in grads)
+
+
+def test_no_deep_head_is_left_out_of_pre_training_which_data_parallelism_would_refuse() -> None:
+    settings = SETTINGS.model_copy(update={"model": DEEP})
+    recipe = SegmentRecipe(settings, load_method("contrastive_gl"), info=PAIRS.info, has_synthetic=False)
+    recipe.step(Streams.read(settings, PAIRS, unlabelled=PAIRS).batches(0, 0, 1), 0.0)
+    grads = [p.grad for p in recipe.nets["student"].parameters()]
+    assert all(g is not None for g in grads)
+    assert not any(p.grad.any() for p in recipe.nets["student"].deep.parameters())
 
 
 @pytest.mark.parametrize("method", ["supervised", "fixmatch_ema"])

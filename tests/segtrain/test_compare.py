@@ -203,6 +203,12 @@ def test_gates_that_keep_nothing_leave_the_real_pairs_and_say_so(tmp_path: Path)
     real, painted = report.arms
     assert painted.n_synthetic == (0,) and painted.dice_mean == real.dice_mean
     assert report.gates["inpaint"].rejected == 4 and sum(report.gates["inpaint"].reasons.values()) >= 4
+    # Any other mistake is no finding: nobody shall read that nothing was kept.
+    folder = tmp_path / "out" / report.gates["inpaint"].folder
+    (folder / "facts.json").unlink()
+    (folder / "run.json").write_text((folder / "run.json").read_text().replace('"hash": "', '"hash": "0'))
+    with pytest.raises(UserError, match="another .*run"):
+        segtrain.compare(strict, make_phantom(18, size=32, n_groups=6), out=tmp_path / "out")
 
 
 def test_a_leak_stops_before_anything_is_written(tmp_path: Path) -> None:

@@ -142,6 +142,10 @@ def view(**changes: object) -> dict:
     ({"views": [view(loss={"ce": {"norm": "some"}})]}, "loss ce"),
     ({"topology": {"ema_teacher": {"decay": 2}}}, "decay"),
     ({"topologie": "single"}, "topology"),
+    ({"views": [view(), view(of="supervised", source="mean")]}, "source mean of supervised images"),
+    ({"views": [view(of="supervised", source={"teacher": {"name": "teacher"}})]}, "source teacher of supervised"),
+    ({"views": [view(source="labels")]}, "source labels of unlabelled images"),
+    ({"phases": [{"views": [view(of="supervised", input="tree_max")]}]}, "input tree_max"),
 ])
 def test_mistakes_in_a_method_are_named(tmp_path: Path, bad: dict, match: str) -> None:
     path = tmp_path / "bad.yaml"
@@ -180,4 +184,4 @@ def test_an_inert_filter_is_reported_once(caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.WARNING):
         recipe.step(batch, 0.0)  # an untrained teacher is sure of nothing
         recipe.step(batch, 0.0)
-    assert caplog.text.count("it decides nothing") == 1
+    assert caplog.text.count("it decides nothing; change how strict it is") == 1

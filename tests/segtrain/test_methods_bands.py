@@ -272,13 +272,15 @@ def test_tracoco_labels_across_and_shows_two_different_windows() -> None:
     recipe, batches = started("tracoco")
 
     def look(scene: Scene) -> None:
-        a, b = scene.shown
+        a, b, *others = scene.shown
         assert (a.branch, b.branch) == ("a", "b") and not torch.equal(a.images, b.images)
+        assert [view.branch for view in others] == ["a", "b"] and not torch.equal(a.images, others[0].images)
         for view, other in ((a, "b"), (b, "a")):
             said = scene.topology.teacher(scene.clean, other).logits.softmax(1)
             assert torch.allclose(view.target.prob, view.warp.move(said, nearest=False), atol=1e-6)
         assert not a.target.valid.all()
 
     watch(recipe, batches, look)
+    assert [term.call.views for term in recipe.phases[0].terms] == [(0, 2), (1, 3)], "each network with itself"
     _, logs = run(load_method("tracoco"), 6, settings=SETTINGS)
     assert float(logs[-1]["loss_overlap_kl"]) > 0

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from scenes import PAIRS, SETTINGS, disc, make_scene, rand, run, same, weights
+from stages import stage
 from torch import nn
 
 from segtrain.heads import HEADS, Sizes
@@ -93,6 +94,13 @@ def test_the_auto_encoder_learns_in_the_first_phase_alone_and_the_unlabelled_com
     logged = recipe.step(batch, 0.5)
     assert same(before, weights(recipe, "head_dae")) and "loss_denoise" not in logged
     assert 0 < float(logged["plausible"]) < 1
+
+
+def test_the_noise_of_anatomy_dae_is_its_teachers() -> None:
+    _, scene = stage("anatomy_dae", 0.5)
+    (shown,) = scene.shown
+    assert torch.equal(shown.images, scene.clean)
+    assert not torch.allclose(shown.target.prob, soft(scene.said("teacher").logits).prob)
 
 
 def test_damage_is_drawn_row_by_row_and_none_is_the_identity() -> None:
@@ -217,6 +225,8 @@ def test_confidence_weighs_and_the_boundary_term_is_the_mean_on_the_outline() ->
     losses = nn.functional.cross_entropy(logits, hard.hard, reduction="none")
     assert torch.allclose(CeBoundary(boundary=0.5)(logits, hard), losses.mean() + 0.5 * losses[edges].mean())
     assert torch.equal(CeBoundary(boundary=0.0)(logits, hard), consistency_ce(logits, hard, norm="all"))
+    few = dataclasses.replace(hard, valid=hard.hard == 1)
+    assert torch.allclose(CeBoundary(boundary=0.0)(logits, few), losses[hard.hard == 1].mean()), "of those that passed"
 
 
 def test_what_is_not_valid_makes_no_outline() -> None:

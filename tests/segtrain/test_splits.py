@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from phantom import make_phantom
@@ -204,3 +207,58 @@ def test_spacing_follows_the_images_to_the_working_resolution() -> None:
                         groups=pairs.groups, spacings=[(0.5, 0.25)] * 6)
     assert {item.spacing for item in shrink(spaced, 16).items} == {(1.0, 0.5)}
     assert {item.spacing for item in shrink(pairs, 16).items} == {None}
+
+
+def test_weights_of_pairs_follow_them_into_training() -> None:
+    pairs = make_phantom(18, size=24, n_groups=6)
+    weighted = PairSet([dataclasses.replace(item, weight=0.5) for item in pairs.items], pairs.info)
+    parts, plain = prepare(settings(), weighted), prepare(settings(), pairs)
+    assert parts.labelled_of(parts.draws[0]).weights == (0.5,) * 3 and not plain.labelled.weights
+    assert parts.source != plain.source
+    assert fingerprint(parts.labelled_of(parts.draws[0])) != fingerprint(plain.labelled_of(plain.draws[0]))
+
+
+def test_unlabelled_pairs_come_without_their_masks() -> None:
+    pairs = make_phantom(18, size=24, n_groups=6)
+    pile = PairSet([dataclasses.replace(item, id=f"u_{item.id}", group=f"u_{item.group}")
+                    for item in make_phantom(4, size=24, n_groups=2, seed=3).items], pairs.info)
+    parts = prepare(settings(), pairs, pile)
+    assert all(pair.mask is None for s in (parts.unlabelled_of(parts.draws[0]), parts.training()) for pair in s)
+    assert sum(name.startswith("u_") for name in parts.training().ids) == 4
+
+
+def test_a_copy_of_an_image_past_the_cap_is_left_out() -> None:
+    """The images of a test group that are not tested are of a test group all the same."""
+    pairs = make_phantom(18, size=16, n_groups=6)
+    pile = hide(PairSet([dataclasses.replace(item, id=f"u{i}", group=f"u{i}") for i, item in enumerate(pairs.items)],
+                        pairs.info))
+    capped = settings(split=SplitSettings(test_share=0.5, max_test=4))
+    parts = prepare(capped, pairs, pile)
+    held_out = {g for g in pairs.groups if g not in parts.labelled.groups}
+    copies = {f"u{i}" for i, group in enumerate(pairs.groups) if group in held_out}
+    assert len(parts.test) == 4 and len(copies) == 6
+    assert not copies & set(parts.training().ids)
+
+
+def deep_pairs() -> PairSet:
+    """Returns 16-bit pairs of 6 groups, each of which is brighter than the one before."""
+    pairs = make_phantom(18, size=16, n_groups=6)
+    images = [p.image.astype(np.uint16) + 1000 * (1 + int(p.group[-2:])) for p in pairs]
+    info = dataclasses.replace(pairs.info, bit_depth=16)
+    return memory_set(images, [p.mask for p in pairs], info, ids=pairs.ids, groups=pairs.groups)
+
+
+def test_test_images_do_not_decide_the_intensity_range(tmp_path) -> None:
+    write_folder(deep_pairs(), tmp_path / "set")
+    path = tmp_path / "set" / "dataset.json"
+    declared = json.loads(path.read_text())
+    path.write_text(json.dumps({**declared, "intensity_range": None}))
+    brightest = settings(data=CompareData(root=str(tmp_path / "set")), split=SplitSettings(seed=2))
+    parts = prepare(brightest)
+    assert "patient_05" in parts.test.groups
+    pixels = np.concatenate([p.image.ravel() for p in deep_pairs() if p.id in parts.labelled.ids])
+    low, high = parts.labelled.info.intensity_range
+    assert pixels.min() <= low < high <= pixels.max(), "the training images' own"
+    assert parts.test.info == parts.labelled.info == parts.training().info
+    path.write_text(json.dumps({**declared, "intensity_range": [0, 9000]}))
+    assert prepare(brightest).labelled.info.intensity_range == (0, 9000), "a declared one stays"

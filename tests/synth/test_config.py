@@ -1,9 +1,12 @@
 """Where settings are read from: the user's own file first, then the one of that name that Pairsmith ships."""
 
+import re
+
 import pytest
 
 from synth.core.checks import UserError
 from synth.core.config import SHIPPED, Settings, find_config, load_config
+from synth.core.loop import LoopSettings
 from synth.diffusion.settings import InpaintSettings
 
 
@@ -28,9 +31,17 @@ def test_what_is_nowhere_names_the_presets(tmp_path, monkeypatch, path):
         find_config(path)
 
 
-def test_a_value_that_is_no_yaml_names_the_override():
-    with pytest.raises(UserError, match=r"override size=\[3: its value is not YAML.*Repair: close every bracket"):
-        load_config(InpaintSettings, None, ["size=[3"])
+@pytest.mark.parametrize(("override", "rule"), [("steps=[1", "expected"), ("report_to=@here", "cannot start")])
+def test_an_override_that_is_no_yaml_is_named(override, rule):
+    with pytest.raises(UserError, match=f"{re.escape(override)}.*not YAML.*{rule}.*Repair"):
+        load_config(LoopSettings, None, [override])
+
+
+def test_no_is_a_word(tmp_path):
+    (tmp_path / "loop.yaml").write_text("mixed_precision: no\n")
+    assert load_config(LoopSettings, tmp_path / "loop.yaml").mixed_precision == "no"
+    assert load_config(LoopSettings, {"mixed_precision": "bf16"}, ["mixed_precision=no"]).mixed_precision == "no"
+    assert load_config(InpaintSettings, None, ["sampler.precision=no"]).sampler.precision == "no"
 
 
 def test_a_picture_given_as_settings_is_refused(tmp_path):

@@ -175,7 +175,11 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
     assert claim_folder(out, kind="fit", identity={"data": ["a"], "seed": 1}) == out
     with pytest.raises(UserError, match=r"another fit run \(differs in: seed\)"):
         claim_folder(out, kind="fit", identity={"seed": 2, "data": ["a"]})
-    with pytest.raises(UserError, match="another fit run"):
+    with pytest.raises(UserError, match=r"another fit run \(differs in: data\)"):
+        claim_folder(out, kind="fit", identity={"seed": 1})
+    with pytest.raises(UserError, match=r"another fit run \(differs in: prior\)"):
+        claim_folder(out, kind="fit", identity={"seed": 1, "data": ["a"], "prior": None})
+    with pytest.raises(UserError, match=r"another fit run \(differs in: kind\)"):
         claim_folder(out, kind="draw", identity={"seed": 1, "data": ["a"]})
     (out / RUN_FILE).unlink()
     with pytest.raises(UserError, match="holds no run of ours"):

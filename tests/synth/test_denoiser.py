@@ -209,6 +209,21 @@ def test_labelled_images_get_their_share_and_lose_their_labels_at_times() -> Non
     assert float(told[labelled].float().mean()) == pytest.approx(0.75, abs=0.06)
 
 
+def test_labelled_images_meet_every_noise_level() -> None:
+    """Levels rise along a batch: labelled images at its head would never be seen under strong noise."""
+    settings = DenoiserSettings(labelled_share=0.25, label_dropout=0, p_mean=0, p_std=1, lr=1e-9)
+    batches = denoiser_batches(views(100), torch.tensor([0]), batch_size=8, seed=4, settings=settings)
+    net, levels = Silent(), []
+    recipe = DenoiserRecipe(net, settings)
+    for step in range(200):
+        batch = batches(step, 0, 1)
+        recipe.step(batch, 0.0)
+        levels.append(net.asked[-1][batch["coverage"].flatten(1).any(1)] / 250)
+    u = torch.special.ndtr(torch.cat(levels))
+    assert len(u) > 350
+    assert torch.histc(u, 4, 0, 1).min() > 0.15 * len(u)
+
+
 def test_what_is_told_covers_all_that_is_asked_later() -> None:
     settings, rng = DenoiserSettings(keep_dropout=0.2, repaint_share=0.25), torch.Generator().manual_seed(0)
     coverage = torch.zeros(2, 16, 16)

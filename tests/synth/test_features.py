@@ -115,3 +115,13 @@ def test_the_package_is_what_auto_takes() -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(UserError, match="features='vgg'.*auto, efficientnet_lite0 or random"):
         load_features("vgg")
+
+
+def test_of_many_samples_a_few_are_looked_at_together(features: FeatureNet) -> None:
+    x, seen = unit(40), []
+    hook = features.stages[0].register_forward_hook(lambda _net, got, _made: seen.append(len(got[0])))
+    found = float(diversity(x, features))
+    hook.remove()
+    stages = features(x)
+    whole = [2 * (y * (y.square().sum(1, keepdim=True) + 1e-6).rsqrt()).var(0).sum(0).mean() for y in stages]
+    assert max(seen) <= 32 and found == pytest.approx(float(torch.stack(whole).mean()), rel=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from synth.core.pairs import ImageSet, PairSet, memory_set
 from synth.diffusion import fit as fit_module
 from synth.diffusion.autoencoder import build_autoencoder
 from synth.diffusion.codec import latent_factor
-from synth.diffusion.fit import training_images
+from synth.diffusion.fit import training_crops, training_images
 from synth.diffusion.inpaint import InpaintPipeline
 from synth.diffusion.plan import check_settings, median_thickness, resolve_settings
 from synth.diffusion.settings import AutoencoderSettings, InpaintSettings
@@ -118,6 +119,16 @@ def test_the_order_of_the_files_does_not_matter(fitted: tuple[InpaintPipeline, P
     again = synth.fit(FIT, pairs, shuffled(pile(), 2), out=tmp_path / "run")
     assert again.content_hash() == fitted[0].content_hash()
     assert synth.fit(FIT, pairs, shuffled(pile(), 2), out=fitted[1]).content_hash() == fitted[0].content_hash()
+
+
+@pytest.mark.parametrize("scale", ["fit", "native"])
+def test_weights_of_pairs_do_not_stop_a_fit_with_unlabelled_images(scale: str) -> None:
+    weighted = PairSet([dataclasses.replace(item, weight=0.5) for item in PAIRS.items], PAIRS.info)
+    settings = load_config(InpaintSettings, {**FIT, "scale": scale})
+    join = (lambda pairs: training_crops(pairs, pile(), settings)) if scale == "native" else (
+        lambda pairs: [training_images(pairs, pile(), 32, labels=True)])
+    for mine, plain in zip(join(weighted), join(PAIRS), strict=True):
+        assert mine.fingerprint() == plain.fingerprint() and len(mine) == len(PAIRS) + len(pile())
 
 
 def test_another_run_in_the_same_folder_is_refused(fitted: tuple[InpaintPipeline, Path]) -> None:

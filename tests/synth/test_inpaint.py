@@ -150,6 +150,8 @@ def test_jobs_that_need_labels_are_refused_without_them() -> None:
     image, mask = request(blind)
     assert torch.equal(blind.paint(image, mask > 0, seeds=[1, 2, 3], labels=mask),
                        blind.paint(image, mask > 0, seeds=[1, 2, 3]))
+    with pytest.raises(UserError, match="label 7: .*classes 0 to 2"):
+        tiny_pipeline().sample(image, torch.where(mask > 0, 7, mask), seeds=[1, 2, 3])
 
 
 def test_an_object_is_repainted_inside_its_ring_and_nowhere_else(pipeline: InpaintPipeline) -> None:

@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from synth.core.checks import UserError
+from synth.core.checks import IGNORE, UserError
 from synth.core.config import load_config
+from synth.core.pairs import DataInfo, memory_set
 from synth.core.rng import sample_rng
+from synth.draw.sources import transform_pairs
 from synth.layouts import (
     IDENTITY,
     Affine,
@@ -219,3 +221,24 @@ def test_a_rotation_is_one_of_pixels_whatever_the_sides(shape: tuple[int, int]) 
     upright = apply_mask(bar, dataclasses.replace(IDENTITY, rotate_deg=90.0))
     rows, columns = upright.nonzero()
     assert np.ptp(rows) + 1 == pytest.approx(60, abs=1) and np.ptp(columns) + 1 == pytest.approx(12, abs=1)
+
+
+def test_an_object_mirrored_into_the_frame_is_unknown_where_the_source_shows() -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:44, 2:14] = 1
+    image = np.where(mask, 200, 50).astype(np.uint8)
+    info = DataInfo(("background", "thing"), 1, 8, (0.0, 255.0))
+    arrays = memory_set([image], [mask], info, ids=["a"], groups=["a"]).arrays(64)
+    layout = LayoutSettings(flip="none", scale=(1, 1), rotate_deg=0, elastic=0, shift=0.2, recombine=0, keep_in="none")
+    keys = [f"k{i}" for i in range(30)]
+    shown, painted, near = (transform_pairs(arrays, keys, rows=[0], seed=0, layout=layout, shown_px=px)
+                            for px in (np.inf, 0.0, 6.0))
+    bright = shown.pixels[:, 0] > 125
+    assert np.array_equal(shown.pixels, painted.pixels) and set(np.unique(painted.labels)) == {0, 1}
+    unlabelled = bright & (painted.labels == 0)
+    assert unlabelled.sum() > 0.05 * bright.sum(), "the case must occur"
+    # Labels are nearest neighbours, pixels bilinear: they part by half a pixel at outlines.
+    assert (bright & (shown.labels == 0)).mean() < 0.005 and (shown.labels[~bright] == IGNORE).mean() < 0.005
+    assert np.array_equal(shown.labels == 1, painted.labels == 1)
+    doubted = [(s.labels == IGNORE).sum() for s in (painted, near, shown)]
+    assert doubted[0] == 0 < doubted[1] < doubted[2]

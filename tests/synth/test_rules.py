@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny import squares, tiny_pipeline
+from tiny import squares, tiny_appearance, tiny_pipeline
 
 import synth
 from synth.core.checks import UserError
@@ -152,7 +152,9 @@ def test_balance_draws_rare_classes_more_often() -> None:
 
 def test_shapes_change_only_where_nothing_is_kept(tmp_path) -> None:  # noqa: ANN001
     pairs = squares(6)
-    for generator in (None, tiny_pipeline()):
+    redrawn = [tiny_pipeline(sampler=SamplerSettings(n_steps=2, texture="redrawn", mode=mode))
+               for mode in ("surroundings", "object")]
+    for generator in (None, tiny_pipeline(), tiny_appearance(), *redrawn):
         with pytest.raises(UserError, match="keeps nothing"):
             synth.draw(generator, pairs, n=2, size=32, out=tmp_path / "no", config={"layout": {"grow_px": 2}})
     free = tiny_pipeline(sampler=SamplerSettings(n_steps=2, mode="layout"))

@@ -17,10 +17,11 @@ import synth
 from synth.core.checks import IGNORE, UserError
 from synth.core.config import load_config
 from synth.gan import fit as fit_module
-from synth.gan.collapse import Health, enforce_health
+from synth.gan.collapse import Health, Shown, enforce_health, measure_health
 from synth.gan.fit import split_aside
+from synth.gan.recipe import TranslateRecipe, build_discriminator, build_translator
 from synth.gan.settings import CollapseSettings, TranslateSettings
-from synth.gan.told import pair_batches
+from synth.gan.told import labels_to_told, pair_batches
 from synth.gan.translate import TranslatePipeline
 
 PAIRS = make_phantom(8, size=32, n_groups=8)
@@ -48,6 +49,24 @@ def test_a_fit_leaves_a_pipeline_with_logs_and_its_health(fitted: tuple[Translat
     loaded = synth.load_generator(out)
     assert isinstance(loaded, TranslatePipeline) and loaded.content_hash() == pipeline.content_hash()
     assert (loaded.size, loaded.channels, loaded.keeps) == (32, 1, "nothing")
+
+
+def test_the_health_of_a_large_set_is_measured_a_few_images_at_a_time(
+        fitted: tuple[TranslatePipeline, Path]) -> None:
+    pipeline, n, seen = fitted[0], 40, []
+    settings = load_config(TranslateSettings, {**TRANSLATE, "model": pipeline.config.model})
+    words = {"channels": 1, "n_classes": pipeline.config.n_classes}
+    judge = build_discriminator(settings, **words)
+    judge.register_forward_hook(lambda _net, got, _made: seen.append(len(got[0])))
+    recipe = TranslateRecipe(build_translator(settings, **words), judge, settings)
+    recipe.device = torch.device("cpu")
+    labels = torch.zeros(n, 32, 32, dtype=torch.long)
+    frames = labels > 0
+    shown = Shown(torch.rand(n, 1, 32, 32) * 2 - 1, labels, frames,
+                  labels_to_told(labels, frames, n_classes=words["n_classes"]))
+    health = measure_health(pipeline, recipe, shown, None, settings=settings.collapse)
+    assert health.sign_training == pytest.approx(float(recipe.judge(shown.images, shown.told).sign().mean()), abs=1e-5)
+    assert max(seen[:-1]) < n
 
 
 def test_interrupted_and_resumed_it_ends_byte_for_byte_the_same(
@@ -143,6 +162,12 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_pat
 def test_unlabelled_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="labelled pairs alone"):
         synth.fit(TRANSLATE, PAIRS, PAIRS, out=tmp_path / "run")
+
+
+def test_one_pair_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="1 labelled pair: a translator needs two"):
+        synth.fit(TRANSLATE, PAIRS.select([0]), out=tmp_path / "run", overrides=OPEN)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["translate.yaml", "tiny/translate.yaml"])
