@@ -52,7 +52,7 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         tells_labels: bool = True, sampler: str = "dpmpp_2m", n_steps: int = 20, eta: float = 0.0, jump_length: int = 5,  # noqa: FBT001, FBT002
         jump_repeats: int = 1, margin_cells: list[int] = (1, 3), guidance: float = 1.0,
         mode: str = "surroundings", texture: str = "source", unit_low: float = 0.0, unit_high: float = 255.0,
-        scale: str = "fit", tile_batch: int = 16, redraw_sigma: float = 0.6,
+        scale: str = "fit", tile_batch: int = 16, redraw_sigma: float = 0.3,
         precision: str = "auto", compile: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
         super().__init__()

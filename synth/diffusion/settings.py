@@ -120,7 +120,8 @@ class SamplerSettings(Settings):
             image, object and all, is noised to `redraw_sigma` and denoised once more as one (SDEdit, Meng et al. 2022):
             what is left of a transition goes, and the object is only like the source's; no pixel of it is kept.
         redraw_sigma: of texture "redrawn", in standard deviations of the latents. The more, the less of a seam, and the
-            freer the object's outline and inside; four evaluations more.
+            freer the object's outline and inside: measured, pairs were worth less the higher it was. It takes four
+            evaluations more.
         tile_batch: of an image larger than the generator, tiles that go through the network together.
         precision: of the network; noise levels, known region and the sampler's state are float32 in any. "auto" = bf16
             on GPUs that have it, else "no" (float32). Against float32, untrained networks differ by up to two grey
@@ -140,7 +141,7 @@ class SamplerSettings(Settings):
     guidance: float = Field(1.0, ge=0)
     mode: Mode = "surroundings"
     texture: Literal["source", "codec", "redrawn"] = "source"
-    redraw_sigma: float = Field(0.6, gt=0)
+    redraw_sigma: float = Field(0.3, gt=0)
     tile_batch: int = Field(16, ge=1)
     precision: Precision = "auto"
     compile: bool = False
