@@ -1,4 +1,4 @@
-"""The one recipe behind every method: supervised loss + w_syn * synthetic + lambda(t) * what the method's slots say."""
+"""The one recipe behind every method: loss of labels, real and synthetic, + lambda(t) * what the method's slots say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segtrain.bound import BoundPhase, BoundTerm, BoundView
 from segtrain.heads import HEADS, Sizes
 from segtrain.labels import LABELS
 from segtrain.losses import SUPERVISED
-from segtrain.losses.deep import loss_by_kind
+from segtrain.losses.deep import between_kinds, loss_by_kind
 from segtrain.method import Method, Step, member
 from segtrain.models import SegNet, build_model, check_size, partner_of
 from segtrain.optimizers import make_optimizer
@@ -181,7 +181,8 @@ class SegmentRecipe(Recipe):
         logged = {"loss_labelled": real.detach() / len(parts)}
         if self.has_synthetic:
             logged["loss_synthetic"] = synthetic.detach() / len(parts)
-        return phase.supervised * (real + self.settings.w_syn * synthetic), logged
+        both = between_kinds(real, synthetic, scene.supervised.synthetic, w_syn=self.settings.w_syn)
+        return phase.supervised * both, logged
 
     def _extra(self, scene: Scene, views: list[BoundView], terms: list[BoundTerm], lam: float
                ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -178,7 +178,7 @@ class SegmentSettings(Settings):
             grey values under the labelled training images' foreground.
         batch_size: labelled + synthetic images per step. unlabelled_batch_size: beside them.
         synthetic_share: of the labelled + synthetic images, where synthetic pairs are given.
-        w_syn: weight of the synthetic pairs' loss beside the labelled pairs' 1.
+        w_syn: weight of the synthetic pairs' mean loss beside the labelled pairs' 1, in the mean of both.
         second: the second network of methods that want two of different architecture; null = a partner of `model`.
         flip_averaging: predictions are the mean over the flips that the geometry allows.
     """

@@ -50,6 +50,18 @@ def loss_by_kind(loss: Loss, seen: Seen, given: Supervised) -> tuple[torch.Tenso
     return real, made
 
 
+def between_kinds(real: torch.Tensor, made: torch.Tensor, synthetic: torch.Tensor, *, w_syn: float) -> torch.Tensor:
+    """Returns the mean (scalar) of the labelled images' loss and `w_syn` of the synthetic ones', of those there are.
+
+    A mean, and not a sum: what unlabelled images add weighs as much beside it with synthetic pairs as without them.
+
+    Args:
+        synthetic: which images are, (B,) bool.
+    """
+    weights = float((~synthetic).any()), w_syn * float(synthetic.any())
+    return (weights[0] * real + weights[1] * made) / max(sum(weights), 1e-12)
+
+
 def loss_of_rows(loss: Loss, seen: Seen, labels: torch.Tensor, weight: torch.Tensor | None, rows: torch.Tensor
                  ) -> torch.Tensor:
     """Returns the loss (scalar) of what was seen of some `rows` (B,) bool on all levels; 0 if there are none.

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from segtrain.labels.shifted import ShiftSettings, apply_shifts, draw_shifts
 from segtrain.losses.clouds import cloud_distance, gaussian_kl, masks_as_points
+from segtrain.losses.deep import between_kinds
 from segtrain.models.probabilistic import Plausible
 from synth.core.checks import IGNORE, UserError
 from synth.core.config import Settings
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def by_kind(values: torch.Tensor, synthetic: torch.Tensor, w_syn: float) -> torch.Tensor:
-    """Returns the mean (scalar) of values (B,) over the real images, plus `w_syn` times the synthetic ones' (B,)."""
-    parts = [weight * values[rows].mean() for weight, rows in ((1.0, ~synthetic), (w_syn, synthetic)) if rows.any()]
-    return torch.stack(parts).sum()
+    """Returns `between_kinds` of the means of values (B,) over the real and over the synthetic images (B,) bool."""
+    real, made = (values[rows].sum() / rows.sum().clamp(min=1) for rows in (~synthetic, synthetic))
+    return between_kinds(real, made, synthetic, w_syn=w_syn)
 
 
 class PlausibleMasks(Settings):

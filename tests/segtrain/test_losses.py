@@ -10,6 +10,7 @@ import torch
 
 from segtrain.losses import LOSSES
 from segtrain.losses.consistency import consistency_ce
+from segtrain.losses.deep import between_kinds
 from segtrain.losses.supervised import EPS, masked_ce, soft_dice_loss, supervised
 from segtrain.targets import Target, soft
 from segtrain.targets.filters import argmax
@@ -127,3 +128,14 @@ def test_a_certain_right_answer_costs_nothing() -> None:
 def test_cross_entropy_needs_hard_labels() -> None:
     with pytest.raises(UserError, match="argmax"):
         consistency_ce(random_logits(), soft(random_logits()), norm="all")
+
+
+def test_synthetic_pairs_do_not_raise_the_loss_of_labels_above_the_others() -> None:
+    real, made = torch.tensor(0.6), torch.tensor(0.2)
+    both = torch.tensor([False, True, False, False])
+    assert between_kinds(real, made, both, w_syn=1.0) == pytest.approx(0.4)
+    assert between_kinds(real, made, both, w_syn=0.25) == pytest.approx((0.6 + 0.25 * 0.2) / 1.25)
+    assert between_kinds(real, torch.tensor(0.0), torch.zeros(4, dtype=torch.bool), w_syn=0.25) == real
+    assert between_kinds(torch.tensor(0.0), made, torch.ones(4, dtype=torch.bool), w_syn=0.25) == pytest.approx(0.2)
+    same = torch.tensor(0.5)  # as good on both: as large as without synthetic pairs
+    assert between_kinds(same, same, both, w_syn=3.0) == pytest.approx(0.5)
