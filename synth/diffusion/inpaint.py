@@ -25,7 +25,7 @@ from synth.diffusion.regions import blend_alpha, draw_margins, grow_cells, keep_
 from synth.diffusion.samplers import SAMPLERS, Denoise, Known, Walk, n_evaluations, resampling_walk
 from synth.diffusion.settings import PRESETS, SamplerSettings, Scale
 from synth.diffusion.tiles import Canvas, check_canvas, counted, pad_to_multiple, paint_apart, tiled
-from synth.generator import Generator, check_labels, kept_pixels
+from synth.generator import Generator, check_labels, painted_around
 from synth.pipelines import DrawnOutput, draw_seeds, own_config, unit_to_output, weights_hash
 
 
@@ -239,11 +239,8 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         return tiled(self._network(), told, held, guidance=self.config.guidance, tile_batch=self.config.tile_batch)
 
     def around(self, mask: torch.Tensor) -> torch.Tensor:
-        """Returns which pixels of labels `mask` (B, H, W) are painted around, (B, H, W) bool: `paint`'s `keep`.
-
-        These are the pixels that are `kept`, unless all is redrawn in the end.
-        """
-        return kept_pixels(mask, mode=self.config.mode, ring_px=self.ring_px)
+        """Returns which pixels of labels `mask` (B, H, W) are painted around, (B, H, W) bool: `paint`'s `keep`."""
+        return painted_around(mask, self.sampler_settings())
 
     def sample(self, image: torch.Tensor, mask: torch.Tensor, *, seeds: Sequence[int],
                keep_in: torch.Tensor | None = None) -> torch.Tensor:

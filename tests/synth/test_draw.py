@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from phantom import make_phantom
-from tiny import blind_judge, files_of, half_strict, launch, squares, tiny_pipeline
+from tiny import blind_judge, files_of, half_strict, killed_and_whole, launch, squares, tiny_pipeline
 
 import synth
 from synth.core.checks import IGNORE, UserError
@@ -23,7 +23,6 @@ from synth.gates import Gates, default_gates
 from synth.layouts import apply_layout, layout_from_json
 from synth.layouts.warp import foreground_of
 
-HERE = Path(__file__).parent
 PAIRS = squares(6)
 PIPELINE = tiny_pipeline()
 CONFIG = {"shard_size": 2, "batch_size": 3, "max_tries": 9}
@@ -90,10 +89,7 @@ def test_two_ranks_write_the_same_bytes_in_any_order(made: tuple[PairSet, Path],
 
 
 def test_kill_9_at_random_moments_changes_no_byte(tmp_path: Path) -> None:
-    done = launch([HERE / "killed.py", "draw", tmp_path])
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert said["codes"] == [0, 0] and said["hits"] >= 1, (said, done.stderr)
+    said = killed_and_whole("draw", tmp_path)
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "killed"), said
     assert len(read_shards(tmp_path / "killed")) == 24 and len(read_shards(tmp_path / "killed", "rejected")) > 0
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from phantom import make_phantom
-from tiny import FIT, launch
+from tiny import FIT, killed_and_whole, launch
 
 import synth
 from synth.core.checks import UserError
@@ -95,10 +95,7 @@ def test_stopped_between_autoencoder_and_denoiser_it_goes_on_from_there(
 
 
 def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
-    done = launch([HERE / "killed.py", "fit", tmp_path])
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert said["codes"] == [0, 0] and said["hits"] >= 1, (said, done.stderr)
+    said = killed_and_whole("fit", tmp_path)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for part in ("autoencoder", "denoiser"):
         assert (whole / part / "stats.jsonl").read_bytes() == (killed / part / "stats.jsonl").read_bytes(), said

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from killed import LOOP, Line, line_batches
-from tiny import launch
+from tiny import killed_and_whole, launch
 
 from synth.core.loop import LoopSettings, TrainResult, cosine, poly, train
 
@@ -28,10 +28,7 @@ def lines(out: Path) -> list[dict[str, float]]:
 
 
 def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
-    done = launch([HERE / "killed.py", "loop", tmp_path])
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert said["codes"] == [0, 0] and said["hits"] >= 1, (said, done.stderr)
+    said = killed_and_whole("loop", tmp_path)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert (whole / "stats.jsonl").read_bytes() == (killed / "stats.jsonl").read_bytes()
     states = [torch.load(d / "checkpoint.pt", weights_only=True) for d in (whole, killed)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -161,6 +162,18 @@ def launch(words: Sequence[str | Path], *, environment: Mapping[str, str] | None
     path = os.pathsep.join(map(str, (here, root / "scripts", root)))
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env={
         **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path, **(environment or {})})
+
+
+def killed_and_whole(job: str, folder: Path) -> dict:
+    """Returns what `killed.py` says of `job`: `folder`/whole ran through, `folder`/killed was killed and resumed.
+
+    Asserts that both ended well, and that a kill did hit.
+    """
+    done = launch([Path(__file__).parent / "killed.py", job, folder])
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["codes"] == [0, 0] and said["hits"] >= 1, (said, done.stderr)
+    return said
 
 
 UNPAIRED = {
