@@ -57,25 +57,41 @@ COLOUR = {"p_colour": 0.8, "brightness": 0.5, "contrast": 0.5, "saturation": 0.5
 
 
 @dataclass(frozen=True)
-class Shift:
-    """Where labels are, and where the segmenter is tried; a domain of "" is the whole set.
+class Side:
+    """One side of a shift.
 
     Attributes:
-        size: side that all images are brought to, px. target: of another set or domain; None = a split by group.
+        data: name of the set. domain: of its `domains.csv`; "" = all. shape: height and width, px, of the images that
+            are meant; None = any. A set collected from many microscopes has one size for each.
     """
 
-    source: tuple[str, str]
-    target: tuple[str, str] | None
+    data: str
+    domain: str = ""
+    shape: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Where labels are, and where the segmenter is tried.
+
+    Attributes:
+        target: None = a split of the source by group. size: side that all images are brought to, px.
+    """
+
+    source: Side
+    target: Side | None
     size: int = 64
 
 
+FLUORESCENCE = Side("dsb2018_nuclei", "fluorescence_dark")
 SHIFTS = {
-    "drive-chase_db1": Shift(("drive", ""), ("chase_db1", ""), size=128),
-    "nuclei_fluorescence-stained": Shift(("dsb2018_nuclei", "fluorescence_dark"), ("dsb2018_nuclei", "stained_colour")),
-    "nuclei_fluorescence-brightfield": Shift(("dsb2018_nuclei", "fluorescence_dark"),
-                                             ("dsb2018_nuclei", "brightfield_grey")),
-    "isic_benign-melanoma": Shift(("isic_skin", "benign"), ("isic_skin", "melanoma")),
-    "kvasir_seg-kvasir_seg": Shift(("kvasir_seg", ""), None),
+    "drive-chase_db1": Shift(Side("drive"), Side("chase_db1"), size=128),
+    "nuclei_microscope-dimmer": Shift(dataclasses.replace(FLUORESCENCE, shape=(256, 256)),
+                                      dataclasses.replace(FLUORESCENCE, shape=(360, 360))),
+    "nuclei_fluorescence-stained": Shift(FLUORESCENCE, Side("dsb2018_nuclei", "stained_colour")),
+    "nuclei_fluorescence-brightfield": Shift(FLUORESCENCE, Side("dsb2018_nuclei", "brightfield_grey")),
+    "isic_benign-melanoma": Shift(Side("isic_skin", "benign"), Side("isic_skin", "melanoma")),
+    "kvasir_seg-kvasir_seg": Shift(Side("kvasir_seg"), None),
 }
 """The last two are controls: the same kind of images on both sides."""
 
@@ -134,12 +150,12 @@ class Part:
 
 def read_part(root: Path, shift: Shift, *, size: int, seed: int, cap: int | None) -> Part:
     """Returns both sides of a shift; groups that would stand on both are an error, not a warning."""
-    source = _domain(root, *shift.source)
+    source = _read_side(root, shift.source)
     if shift.target is None:
         split = split_test([Member(i, g) for i, g in zip(source.ids, source.groups, strict=True)], seed=seed, share=0.3,
                            cap=cap)
         return Part(shrink(choose(source, split.training), size), shrink(choose(source, split.test), size), size)
-    target = _domain(root, *shift.target, like=source)
+    target = _read_side(root, shift.target, like=source)
     if shared := sorted(set(source.groups) & set(target.groups)):
         raise UserError(f"{target.where}: group {shared[0]}", rule="it is on both sides of the shift",
                         repair="give true groups in groups.csv")
@@ -149,14 +165,16 @@ def read_part(root: Path, shift: Shift, *, size: int, seed: int, cap: int | None
     return Part(shrink(source, size), shrink(target, size), size)
 
 
-def _domain(root: Path, name: str, domain: str, *, like: PairSet | None = None) -> PairSet:
-    folder = root / name
+def _read_side(root: Path, side: Side, *, like: PairSet | None = None) -> PairSet:
+    folder = root / side.data
     pairs = load_pairs(folder, channels=3, like=None if like is None else like.info)
-    if not domain:
+    if side.domain:
+        with (folder / "domains.csv").open(encoding="utf-8", newline="") as handle:
+            domains = {row["name"]: row["domain"] for row in csv.DictReader(handle)}
+        pairs = choose(pairs, [i for i in pairs.ids if domains.get(i) == side.domain])
+    if side.shape is None:
         return pairs
-    with (folder / "domains.csv").open(encoding="utf-8", newline="") as handle:
-        domains = {row["name"]: row["domain"] for row in csv.DictReader(handle)}
-    return choose(pairs, [i for i in pairs.ids if domains.get(i) == domain])
+    return choose(pairs, [pair.id for pair in pairs if pair.image.shape[:2] == side.shape])
 
 
 class Runs:

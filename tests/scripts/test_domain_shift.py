@@ -53,8 +53,18 @@ def test_arms_share_draws_and_budgets_and_are_found_again(tmp_path: Path, monkey
 def test_a_shift_whose_sides_share_a_patient_is_refused(tmp_path: Path) -> None:
     write_folder(make_phantom(4, size=32, n_groups=2), tmp_path / "one")
     write_folder(make_phantom(4, size=32, n_groups=2, seed=1), tmp_path / "two")
-    shift = domain_shift.Shift(("one", ""), ("two", ""))
+    shift = domain_shift.Shift(domain_shift.Side("one"), domain_shift.Side("two"))
     with pytest.raises(UserError, match="both sides"):
         domain_shift.read_part(tmp_path, shift, size=32, seed=0, cap=None)
-    inside = domain_shift.read_part(tmp_path, domain_shift.Shift(("one", ""), None), size=32, seed=0, cap=None)
+    inside = domain_shift.read_part(tmp_path, domain_shift.Shift(domain_shift.Side("one"), None), size=32, seed=0, cap=None)
     assert not set(inside.training.groups) & set(inside.test.groups)
+
+
+def test_one_side_may_be_the_images_of_one_shape(tmp_path: Path) -> None:
+    small, large = make_phantom(3, size=32, n_groups=3), make_phantom(2, size=48, n_groups=2, seed=1)
+    both = memory_set([p.image for p in (*small, *large)], [p.mask for p in (*small, *large)], small.info,
+                      ids=[*small.ids, *(f"large{i}" for i in range(2))], groups=["a", "b", "c", "d", "e"])
+    write_folder(both, tmp_path / "both")
+    shift = domain_shift.Shift(domain_shift.Side("both", shape=(32, 32)), domain_shift.Side("both", shape=(48, 48)))
+    part = domain_shift.read_part(tmp_path, shift, size=32, seed=0, cap=None)
+    assert set(part.training.ids) == set(small.ids) and set(part.test.ids) == {"large0", "large1"}
