@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from segtrain.transforms.random_net import RandomNetSettings
 from segtrain.transforms.spectral import SpectrumSettings
 from synth.core.config import Settings
 from synth.core.loop import LoopSettings
@@ -109,6 +110,13 @@ class AugmentSettings(Settings):
     geometry: GeometrySettings = GeometrySettings()
     intensity: IntensitySettings = IntensitySettings()
     spectrum: SpectrumSettings = SpectrumSettings()
+    random_net: RandomNetSettings = RandomNetSettings()
+
+    @property
+    def silent(self) -> set[str]:
+        """Parts that are switched off and were once not there: a run without them is what it was before them."""
+        return {name for name, off in (("spectrum", self.spectrum.is_still), ("random_net", self.random_net.p == 0))
+                if off}
 
 
 class ModelSettings(Settings):
@@ -209,5 +217,4 @@ class SegmentSettings(Settings):
         pairs is the same run whatever their share would be."""
         unread = ["data", "method", *([] if synthetic else ["synthetic_share", "w_syn"]),
                   *([] if unlabelled else ["unlabelled_batch_size"])]
-        still = {"augment": {"spectrum"}} if self.augment.spectrum.is_still else {}  # runs without are as they were
-        return self.model_dump(mode="json", exclude={**dict.fromkeys(unread, True), **still})
+        return self.model_dump(mode="json", exclude={**dict.fromkeys(unread, True), "augment": self.augment.silent})

@@ -101,12 +101,13 @@ class Arm:
     """What an arm changes of the supervised recipe.
 
     Attributes:
-        intensity, spectrum: of `augment`. lender: whose images, without labels, lend amplitudes. aligned: whether
-        test images are brought to the training spectrum.
+        intensity, spectrum, random_net: of `augment`. lender: whose images, without labels, lend amplitudes.
+        aligned: whether test images are brought to the training spectrum.
     """
 
     intensity: dict[str, float] = dataclasses.field(default_factory=dict)
     spectrum: dict[str, dict] = dataclasses.field(default_factory=dict)
+    random_net: dict[str, float] = dataclasses.field(default_factory=dict)
     lender: str = ""
     aligned: bool = False
 
@@ -126,6 +127,9 @@ ARMS = {
     "ratio": Arm(spectrum={"frequency": RATIO}),
     "ratio_whole": Arm(spectrum={"frequency": {**RATIO, "kind": "whole"}}),
     "align": Arm(aligned=True),
+    "random_net": Arm(random_net={"p": 0.5}),
+    "random_net_negative": Arm(random_net={"p": 0.5, "p_negative": 0.5}),
+    "colour_random_net": Arm(intensity=COLOUR, random_net={"p": 0.5}),
 }
 
 
@@ -202,7 +206,8 @@ class Runs:
     def _plan(self, name: str, draw: int) -> SegmentSettings:
         arm, seed = ARMS[name], derive_seed(self.seed, "training", draw) % 2**31
         changes = {"augment": {"intensity": {**self.settings.augment.intensity.model_dump(), **arm.intensity},
-                               "geometry": self.settings.augment.geometry.model_dump(), "spectrum": arm.spectrum},
+                               "geometry": self.settings.augment.geometry.model_dump(), "spectrum": arm.spectrum,
+                               "random_net": arm.random_net},
                    "loop": {**self.settings.loop.model_dump(), "seed": seed}, "size": self.part.size}
         return load_config(SegmentSettings, {**self.settings.model_dump(mode="json"), **changes})
 

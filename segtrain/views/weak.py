@@ -7,6 +7,7 @@ import torch
 from segtrain.settings import AugmentSettings, GeometrySettings
 from segtrain.transforms.geometry import draw_geometry, geometry_grid, sample_labels, sample_smooth
 from segtrain.transforms.intensity import apply_intensity, draw_intensity
+from segtrain.transforms.random_net import apply_random_net, draw_random_net
 from segtrain.transforms.warps import GridWarp, Rngs, Stay, Warp
 
 
@@ -24,6 +25,8 @@ def augment_pairs(images: torch.Tensor, labels: torch.Tensor, rngs: Rngs,
     images, warp = weak(images, rngs, settings.geometry)
     if isinstance(warp, GridWarp):
         labels = sample_labels(labels, warp.grid)
+    if settings.random_net.p:
+        images = apply_random_net(images, draw_random_net(rngs, settings.random_net, channels=images.shape[1]))
     if settings.intensity.is_still:
         return images, labels
     return apply_intensity(images, draw_intensity(rngs, settings.intensity)), labels
