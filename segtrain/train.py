@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from segtrain.method import Method, load_method
+from segtrain.method import Method, load_method, member
+from segtrain.models import unread
 from segtrain.models.weights import identify, identify_all
 from segtrain.priors import FOLDER as PRIOR
 from segtrain.priors import find_prior, wanted_prior, with_use
@@ -21,12 +23,15 @@ from segtrain.streams.ahead import Ahead
 from segtrain.streams.extras import Extras
 from segtrain.streams.fingerprint import measure
 from segtrain.streams.stored import info_of
+from segtrain.topology import TOPOLOGIES
 from synth.core.checks import UserError
 from synth.core.config import load_config, save_config
 from synth.core.files import claim_folder
 from synth.core.loop import train
 from synth.core.pairs import DataInfo, ImageSet, PairSet
 from synth.spectral import FrequencyPrior
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Plan:
 
 def make_plan(config: str | Path | dict | SegmentSettings, overrides: Sequence[str] = (),
               *, method: str | Path | None = None) -> Plan:
-    """Returns resolved settings and method; `method` wins over the settings' own.
+    """Returns resolved settings and method; `method` wins over the settings' own. Logs settings that nothing reads.
 
     Raises:
         UserError: naming the key that is unknown or wrong.
@@ -47,7 +52,19 @@ def make_plan(config: str | Path | dict | SegmentSettings, overrides: Sequence[s
     settings = load_config(SegmentSettings, config, overrides)
     if method is not None:
         settings = settings.model_copy(update={"method": str(method)})
-    return Plan(settings, load_method(settings.method))
+    plan = Plan(settings, load_method(settings.method))
+    for text in _unread(plan):
+        log.warning(text)
+    return plan
+
+
+def _unread(plan: Plan) -> list[str]:
+    model, method = plan.settings.model, plan.method
+    texts = [f"model.{key}={getattr(model, key)}: model.name={model.name} does not read it" for key in unread(model)]
+    takes_two = method.hetero or hasattr(member(TOPOLOGIES, method.topology, "topology"), "network")
+    if plan.settings.second is not None and not takes_two:
+        texts.append(f"second: method {method.name} trains no network of another architecture and does not read it")
+    return texts
 
 
 def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by its name

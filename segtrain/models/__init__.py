@@ -19,7 +19,7 @@ from synth.core.checks import UserError
 from synth.core.rng import derive_seed
 
 __all__ = ["MODELS", "Ensemble", "Features", "Part", "SegNet", "Seen", "Widths", "at_depth", "build_model",
-           "check_size", "partner_of"]
+           "check_size", "partner_of", "unread"]
 
 
 def _at_least_two(settings: ModelSettings, most: int | None = None) -> tuple[int, ...]:
@@ -101,6 +101,16 @@ _PARTNERS: dict[str, ModelSettings] = {
     "gms": ModelSettings(name="tiny", channels=(24, 48, 96, 128)),
     "deeplabv3plus": ModelSettings(name="tiny", channels=(32, 64, 128, 256)),
 }
+
+
+_READ_BY = {"encoder": ("unet", "deeplabv3plus"), "n_queries": ("queries",), "latent": ("prob_tiny", "prob_lite"),
+            "n_samples": ("prob_tiny", "prob_lite"), "autoencoder": ("gms",)}
+
+
+def unread(model: ModelSettings) -> list[str]:
+    """Returns which of `model`'s settings were changed although its network reads none of them."""
+    return [key for key, readers in _READ_BY.items() if model.name not in readers
+            and getattr(model, key) != ModelSettings.model_fields[key].default]
 
 
 def partner_of(model: ModelSettings) -> ModelSettings:

@@ -16,6 +16,7 @@ from PIL import Image
 
 import segtrain
 from segtrain.segmenter import Segmenter
+from segtrain.train import make_plan
 from synth.core.checks import UserError
 from synth.core.loop import Recipe
 from synth.core.pairs import ImageSet, PairSet, memory_set
@@ -164,6 +165,20 @@ def test_sets_that_do_not_suit_the_method_are_refused(tmp_path: Path) -> None:
     refused("does not use", tmp_path, unlabelled=pile())
     refused("multiple of 4 px", tmp_path, overrides=["size=30"])
     refused("did you mean batch_size", tmp_path, overrides=["batchsize=3"])
+
+
+@pytest.mark.parametrize(("model", "extra", "method", "said"), [
+    ({"name": "tiny", "encoder": "resnet34"}, {}, "supervised", "model.encoder=resnet34"),
+    ({"name": "lite", "n_queries": 4}, {}, "supervised", "model.n_queries=4"),
+    ({"name": "tiny"}, {"second": {"name": "lite"}}, "cps", "second: method cps"),
+    ({"name": "unet", "encoder": "resnet34"}, {}, "supervised", None),
+    ({"name": "tiny", "encoder": "resnet18"}, {}, "supervised", None),
+    ({"name": "tiny"}, {"second": {"name": "lite"}}, "cross_teaching", None),
+    ({"name": "tiny"}, {"second": {"name": "lite"}}, "mgd", None)])
+def test_a_setting_that_nothing_reads_is_named(model: dict, extra: dict, method: str, said: str | None,
+                                               caplog: pytest.LogCaptureFixture) -> None:
+    make_plan({"model": model, **extra}, method=method)
+    assert [text.startswith(said or "") for text in caplog.messages] == [True] * (said is not None)
 
 
 def test_a_folder_of_another_run_or_of_other_files_is_refused(tmp_path: Path) -> None:
