@@ -76,6 +76,16 @@ def test_weights_depend_on_the_seed_alone(settings: ModelSettings) -> None:
     assert torch.rand(()) == after  # building a network draws nothing from anybody else's numbers
 
 
+@pytest.mark.parametrize("settings", [TINY, LITE, UNETPP, PROB_TINY], ids=lambda s: s.name)
+def test_the_four_pixels_of_a_last_cell_start_alike(settings: ModelSettings) -> None:
+    net = build_model(settings.name, 1, 3, settings, seed=1).eval()
+    logits = net(images())
+    first = logits[..., ::2, ::2]
+    assert first.std() > 0.01
+    for i, j in ((0, 1), (1, 0), (1, 1)):
+        assert torch.allclose(logits[..., i::2, j::2], first, atol=1e-5), "else they share the classes out among them"
+
+
 def test_the_default_tiny_network_is_small() -> None:
     net = build_model("tiny", 3, 2, ModelSettings(name="tiny", channels=(24, 48, 96, 128)))
     assert sum(p.numel() for p in net.parameters()) < 1e6
