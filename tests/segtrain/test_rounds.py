@@ -209,9 +209,9 @@ def test_rounds_need_stages() -> None:
 def test_a_run_without_labelled_pairs_learns_from_the_folder_alone(stored: Path, tmp_path: Path) -> None:
     found = segtrain.fit(CONFIG, None, unlabelled=pile(), stored=stored, method="annotation_efficient",
                          out=tmp_path / "run", overrides=[
-                             "loop.steps=240", "optim.lr=0.005", "augment.geometry.p=0"])
+                             "loop.steps=480", "optim.lr=0.005", "augment.geometry.p=0"])
     assert found.info.classes == ("background", "class_1")
-    assert found.result.counts == {"images_seen": 0, "unlabelled_seen": 960}
+    assert found.result.counts == {"images_seen": 0, "unlabelled_seen": 1920}
     pairs = make_phantom(6, size=32, n_groups=3)
     arrays = pairs.arrays(32)
     labels = found.predict_labels(pixels_to_unit(arrays.images, pairs.info.intensity_range)).cpu()
