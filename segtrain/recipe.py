@@ -18,7 +18,7 @@ from segtrain.models import SegNet, build_model, check_size, partner_of
 from segtrain.optimizers import make_optimizer
 from segtrain.scene import Scene, Supervised
 from segtrain.settings import ModelSettings, SegmentSettings
-from segtrain.streams.fingerprint import Fingerprint
+from segtrain.streams.fingerprint import Standard
 from segtrain.targets import from_labels, soft
 from segtrain.topology import TOPOLOGIES, Look
 from synth.core.loop import Batch, Recipe, poly
@@ -40,10 +40,10 @@ class SegmentRecipe(Recipe):
     """
 
     def __init__(self, settings: SegmentSettings, method: Method, *, info: DataInfo, has_synthetic: bool,
-                 fingerprint: Fingerprint | None = None, prior: FrequencyPrior | None = None) -> None:
+                 standard: Standard = None, prior: FrequencyPrior | None = None) -> None:
         super().__init__()
-        assert (fingerprint is None) == (settings.normalise == "range"), "the fingerprint is what the settings ask for"
-        self.fingerprint, self.prior = fingerprint, prior
+        assert (standard is None) == (settings.normalise == "range"), "images are standardised as the settings say"
+        self.standard, self.prior = standard, prior
         self.settings, self.method, self.info, self.has_synthetic = settings, method, info, has_synthetic
         self.form = member(TOPOLOGIES, method.topology, "topology")
         with torch.random.fork_rng(devices=[]):
@@ -82,7 +82,7 @@ class SegmentRecipe(Recipe):
         # The one of a supervised run has the run's own seed, so that methods start from the same weights.
         seed = self.settings.loop.seed
         model = self.model(name)
-        return build_model(model.name, self.info.channels, self.info.n_classes, model, fingerprint=self.fingerprint,
+        return build_model(model.name, self.info.channels, self.info.n_classes, model, standard=self.standard,
                            seed=seed if name in ("student", "a", "low") else derive_seed(seed, name))
 
     def _head(self, name: str, step: Step, net: SegNet) -> nn.Module:

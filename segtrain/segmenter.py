@@ -13,7 +13,7 @@ from torch import nn
 
 from segtrain.models import Ensemble, at_depth, build_model
 from segtrain.settings import ModelSettings
-from segtrain.streams.fingerprint import Fingerprint
+from segtrain.streams.fingerprint import Standard
 from segtrain.streams.patches import predict_tiles
 from synth.core.checks import UserError
 from synth.core.config import Settings, load_config
@@ -34,7 +34,7 @@ class SegmenterConfig(Settings):
         model: its network. others: those beside it, if it is the mean of several.
         size: side of the images its network sees, px. flips: axes (2 = rows, 3 = columns) to average over.
         tiles: whether it sees overlapping tiles of images at their own size, instead of images brought to `size`.
-        fingerprint: by which its network standardises unit images, or None.
+        fingerprint: by what its network standardises unit images: "image" = by each one's own grey values.
     """
 
     model: ModelSettings
@@ -43,14 +43,14 @@ class SegmenterConfig(Settings):
     size: int
     flips: tuple[tuple[int, ...], ...] = ()
     tiles: bool = False
-    fingerprint: Fingerprint | None = None
+    fingerprint: Standard = None
     version: int = 1
 
     def build(self) -> nn.Module:
         """Returns its network, or the ensemble of several, untrained."""
         # Weights to start from would be overwritten at once: whoever loads a segmenter does not need them.
         models = [m.model_copy(update={"weights": ""}) for m in (self.model, *self.others)]
-        nets = [build_model(m.name, self.info.channels, self.info.n_classes, m, fingerprint=self.fingerprint).main()
+        nets = [build_model(m.name, self.info.channels, self.info.n_classes, m, standard=self.fingerprint).main()
                 for m in models]
         return Ensemble(nets) if self.others else nets[0]
 

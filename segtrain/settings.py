@@ -183,7 +183,8 @@ class SegmentSettings(Settings):
         patch: side of the squares that the network sees of images at their own size, px, in the place of `size`: random
             ones in training, a third of them around foreground, overlapping ones in prediction. null = whole images.
         normalise: what the network sees: "range" = unit images; "fingerprint" = those clipped and standardised by the
-            grey values under the labelled training images' foreground.
+            grey values under the labelled training images' foreground; "image" = each standardised by itself, channel
+            by channel, so that brightness, contrast and cast of a device are gone.
         batch_size: labelled + synthetic images per step. unlabelled_batch_size: beside them.
         synthetic_share: of the labelled + synthetic images, where synthetic pairs are given.
         w_syn: weight of the synthetic pairs' mean loss beside the labelled pairs' 1, in the mean of both.
@@ -195,7 +196,7 @@ class SegmentSettings(Settings):
     method: str = "supervised"
     size: int = Field(256, ge=16)
     patch: int | None = Field(None, ge=16)
-    normalise: Literal["range", "fingerprint"] = "range"
+    normalise: Literal["range", "fingerprint", "image"] = "range"
     batch_size: int = Field(16, ge=1)
     unlabelled_batch_size: int = Field(16, ge=1)
     synthetic_share: float = Field(0.25, gt=0, le=1)

@@ -21,7 +21,7 @@ from segtrain.settings import SegmentSettings
 from segtrain.streams import Streams, check_kept, check_leak, check_ranks
 from segtrain.streams.ahead import Ahead
 from segtrain.streams.extras import Extras
-from segtrain.streams.fingerprint import measure
+from segtrain.streams.fingerprint import Standard, measure
 from segtrain.streams.stored import info_of
 from segtrain.topology import TOPOLOGIES
 from synth.core.checks import UserError
@@ -108,10 +108,10 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
         unlabelled = ImageSet(unlabelled.items, info_of(unlabelled, stored), where=unlabelled.where)
     info = unlabelled.info if labelled is None else labelled.info
     streams = Streams.read(plan.settings, labelled, synthetic=synthetic, unlabelled=unlabelled, extras=extras)
-    fingerprint = measure(streams.labelled) if plan.settings.normalise == "fingerprint" else None
+    standard = _standard(plan.settings, streams)
     prior = find_prior(plan.settings, plan.method, _teaching(labelled, streams), given=prior, held_out=held_out)
     recipe = SegmentRecipe(plan.settings, plan.method, info=info, has_synthetic=synthetic is not None,
-                           fingerprint=fingerprint, prior=prior)
+                           standard=standard, prior=prior)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     _check_ranks(plan.settings, state.num_processes, unlabelled)
     out = _claim(Path(out), plan, streams, state, prior)
@@ -124,6 +124,12 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
         segmenter.save(out / "model")
     state.wait_for_everyone()
     return segmenter
+
+
+def _standard(settings: SegmentSettings, streams: Streams) -> Standard:
+    if settings.normalise == "fingerprint":
+        return measure(streams.labelled)
+    return "image" if settings.normalise == "image" else None
 
 
 def _teaching(labelled: PairSet | None, streams: Streams) -> PairSet | None:
@@ -166,7 +172,7 @@ def _check_unlabelled_alone(plan: Plan, synthetic: PairSet | None) -> None:
                         "pairs", repair="leave out what asks for the prior, or pass labelled pairs")
     if plan.settings.normalise == "fingerprint":
         raise UserError("normalise=fingerprint", rule="it measures the labelled images' foreground, and there are none",
-                        repair="take normalise=range")
+                        repair="take normalise=image or normalise=range")
 
 
 def make_extras(method: Method, *, stored: str | Path | None = None, observers: Sequence[str | Path] = ()) -> Extras:
@@ -224,5 +230,5 @@ def _describe(settings: SegmentSettings, info: DataInfo, recipe: SegmentRecipe) 
     axes = [a for a, on in ((2, geometry.flip_vertical), (3, geometry.flip_horizontal)) if on]
     flips = [(a,) for a in axes] + ([tuple(axes)] if len(axes) == 2 else [])
     return SegmenterConfig(model=models[0], others=models[1:], info=info, size=settings.side,
-                           tiles=settings.patch is not None, fingerprint=recipe.fingerprint,
+                           tiles=settings.patch is not None, fingerprint=recipe.standard,
                            flips=tuple(flips) if settings.flip_averaging else ())

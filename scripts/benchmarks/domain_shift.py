@@ -102,7 +102,7 @@ class Arm:
 
     Attributes:
         intensity, spectrum, random_net: of `augment`. lender: whose images, without labels, lend amplitudes.
-        aligned: whether test images are brought to the training spectrum.
+        aligned: whether test images are brought to the training spectrum. normalise: what the network sees.
     """
 
     intensity: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -110,6 +110,7 @@ class Arm:
     random_net: dict[str, float] = dataclasses.field(default_factory=dict)
     lender: str = ""
     aligned: bool = False
+    normalise: str = ""
 
 
 # What FPGM's code makes of an image is far from it at any strength, so half of the images stay: its method shows the
@@ -127,6 +128,10 @@ ARMS = {
     "ratio": Arm(spectrum={"frequency": RATIO}),
     "ratio_whole": Arm(spectrum={"frequency": {**RATIO, "kind": "whole"}}),
     "align": Arm(aligned=True),
+    "by_image": Arm(normalise="image"),
+    "ratio_by_image": Arm(spectrum={"frequency": RATIO}, normalise="image"),
+    "colour_by_image": Arm(intensity=COLOUR, normalise="image"),
+    "random_net_by_image": Arm(random_net={"p": 0.5}, normalise="image"),
     "random_net": Arm(random_net={"p": 0.5}),
     "random_net_negative": Arm(random_net={"p": 0.5, "p_negative": 0.5}),
     "colour_random_net": Arm(intensity=COLOUR, random_net={"p": 0.5}),
@@ -208,7 +213,8 @@ class Runs:
         changes = {"augment": {"intensity": {**self.settings.augment.intensity.model_dump(), **arm.intensity},
                                "geometry": self.settings.augment.geometry.model_dump(), "spectrum": arm.spectrum,
                                "random_net": arm.random_net},
-                   "loop": {**self.settings.loop.model_dump(), "seed": seed}, "size": self.part.size}
+                   "loop": {**self.settings.loop.model_dump(), "seed": seed}, "size": self.part.size,
+                   "normalise": arm.normalise or self.settings.normalise}
         return load_config(SegmentSettings, {**self.settings.model_dump(mode="json"), **changes})
 
     def _trained(self, name: str, draw: int) -> list:

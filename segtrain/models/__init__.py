@@ -14,7 +14,7 @@ from segtrain.models.segnet import Ensemble, Features, Part, Seen, SegNet, Width
 from segtrain.models.tiny import lite, tiny
 from segtrain.models.weights import SHIPPED, load_encoder
 from segtrain.settings import ModelSettings
-from segtrain.streams.fingerprint import Fingerprint, Standardise
+from segtrain.streams.fingerprint import Standard, door
 from synth.core.checks import UserError
 from synth.core.rng import derive_seed
 
@@ -122,10 +122,10 @@ def partner_of(model: ModelSettings) -> ModelSettings:
 
 
 def build_model(name: str, in_channels: int, n_classes: int, settings: ModelSettings, *, seed: int = 0,
-                fingerprint: Fingerprint | None = None) -> SegNet:
+                standard: Standard = None) -> SegNet:
     """Returns the network `name` with fresh weights that depend on `seed` alone; its `stride` divides every size.
 
-    With a fingerprint it standardises the unit images it is given by that.
+    It standardises the unit images it is given by `standard`.
 
     Raises:
         UserError: if the name, the encoder or the number of widths is unknown to us, or weights are not to be had.
@@ -143,7 +143,7 @@ def build_model(name: str, in_channels: int, n_classes: int, settings: ModelSett
     net.at_depth(settings.depth)
     if settings.weights not in SHIPPED:
         load_encoder(net, settings.weights)
-    net.door = None if fingerprint is None else Standardise(fingerprint)
+    net.door = door(standard)
     return net
 
 

@@ -1,6 +1,8 @@
-"""What the labelled training images' foreground looks like, and the standardisation of images by it (nnU-Net's)."""
+"""Standardisation of images, as nnU-Net does it: by the labelled training images' foreground, or each by itself."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from synth.core.pairs import Arrays
 from synth.core.space import pixels_to_unit
 
 PERCENTILES = (0.5, 99.5)
+LEAST_SD = 2 / 255
+"""In unit space, one grey level of 8 bits: what varies less is not blown up to noise."""
 
 
 class Fingerprint(Settings):
@@ -25,6 +29,10 @@ class Fingerprint(Settings):
     high: tuple[float, ...]
     mean: tuple[float, ...]
     sd: tuple[float, ...]
+
+
+Standard = Fingerprint | Literal["image"] | None
+"""By what a network standardises unit images: a fingerprint, each image's own grey values, or nothing."""
 
 
 def percentile(counts: np.ndarray, share: float) -> float:
@@ -52,7 +60,7 @@ def measure(labelled: Arrays) -> Fingerprint:
         low, high = _unit(bounds, labelled).tolist()
         if low >= high:
             raise UserError(f"normalise=fingerprint: channel {channel}", rule="the labelled images' foreground has one "
-                            "grey value there, by which nothing can be standardised", repair="take normalise=range")
+                            "grey value there, by which nothing can be standardised", repair="take normalise=image")
         sd = float(np.sqrt((own * (unit - mean) ** 2).sum() / own.sum()))
         for name, value in (("low", low), ("high", high), ("mean", mean), ("sd", sd)):
             found[name].append(value)
@@ -75,7 +83,7 @@ def _counts(labelled: Arrays) -> np.ndarray:
     return counts
 
 
-class Standardise(nn.Module):
+class ByFingerprint(nn.Module):
     """Unit images clipped to the fingerprint's percentiles, minus its mean, over its standard deviation.
 
     It sits at a network's door, behind every augmentation, so that these, and every user of a segmenter, go on seeing
@@ -91,3 +99,25 @@ class Standardise(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Returns standardised images (B, C, H, W) of unit images."""
         return (images.clamp(self.low, self.high) - self.mean) / self.sd
+
+
+class ByImage(nn.Module):
+    """Unit images minus their own mean, over their own standard deviation, channel by channel.
+
+    What brightness, contrast and cast a device or a stain gives a whole image is gone before the network sees it, in
+    training and at a new centre alike. So is what they say: where grey values have a meaning of their own, as in CT,
+    take another.
+    Of a patch or tile it is the patch's own mean and deviation.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns standardised images (B, C, H, W) of unit images; constant ones become 0."""
+        sd, mean = torch.std_mean(images, dim=(2, 3), correction=0, keepdim=True)
+        return (images - mean) / sd.clamp_min(LEAST_SD)
+
+
+def door(standard: Standard) -> nn.Module | None:
+    """Returns what standardises unit images (B, C, H, W) by `standard`, without weights; None for None."""
+    if standard is None:
+        return None
+    return ByImage() if standard == "image" else ByFingerprint(standard)

@@ -25,7 +25,7 @@ from segtrain.segmenter import Segmenter
 from segtrain.settings import ModelSettings, SegmentSettings
 from segtrain.streams import Streams
 from segtrain.streams.ahead import Ahead
-from segtrain.streams.fingerprint import Fingerprint, Standardise, measure, percentile
+from segtrain.streams.fingerprint import ByFingerprint, ByImage, Fingerprint, measure, percentile
 from synth.core.checks import IGNORE, UserError
 from synth.core.config import load_config
 from synth.core.pairs import PairSet, memory_set
@@ -151,13 +151,39 @@ def test_the_fingerprint_is_that_of_the_foreground(channels: int) -> None:
 
 def test_the_door_clips_and_standardises_and_nothing_else() -> None:
     mark = Fingerprint(low=(-0.5,), high=(0.5,), mean=(0.1,), sd=(0.2,))
-    assert Standardise(mark)(torch.tensor([-1, 0.3, 1.0]).reshape(3, 1, 1, 1)).flatten().tolist() == pytest.approx(
+    assert ByFingerprint(mark)(torch.tensor([-1, 0.3, 1.0]).reshape(3, 1, 1, 1)).flatten().tolist() == pytest.approx(
         [-3, 1, 2])
     model = ModelSettings(name="tiny", channels=(8, 16))
-    plain, own = build_model("tiny", 1, 2, model), build_model("tiny", 1, 2, model, fingerprint=mark)
+    plain, own = build_model("tiny", 1, 2, model), build_model("tiny", 1, 2, model, standard=mark)
     x = random_images()
     assert torch.equal(own(x), plain((x.clamp(-0.5, 0.5) - 0.1) / 0.2)) and not torch.equal(own(x), plain(x))
     assert set(own.state_dict()) == set(plain.state_dict())
+
+
+def test_each_image_is_standardised_by_itself() -> None:
+    x = random_images()
+    seen = ByImage()(x)
+    assert seen.mean((2, 3)).abs().max() < 1e-5
+    assert (seen.square().mean((2, 3)) - 1).abs().max() < 1e-4
+    assert torch.equal(ByImage()(x[1:2]), seen[1:2])
+    cast = torch.tensor([0.2, 0.5, 0.7])[:x.shape[1], None, None]
+    assert torch.allclose(ByImage()(x * cast - 0.1), seen, atol=1e-4)
+    faint = torch.full((1, 1, 8, 8), -0.3)
+    faint[..., 0] += 1e-4
+    assert ByImage()(faint).abs().max() < 0.05, "what varies by less than a grey level stays small"
+    assert not ByImage()(torch.full((2, 3, 8, 8), 0.4)).abs().max() > 1e-5
+
+
+def test_a_segmenter_of_standardised_images_does_not_mind_a_device(tmp_path: Path) -> None:
+    pairs = native_pairs(((32, 32),) * 4)
+    answers = {}
+    for normalise in ("range", "image"):
+        segtrain.fit({**CONFIG, "normalise": normalise, "loop": {"steps": 30}}, pairs, out=tmp_path / normalise)
+        segmenter = segtrain.Segmenter.load(tmp_path / normalise)
+        x = pixels_to_unit(pairs.arrays(16).images, (0.0, 255.0))
+        answers[normalise] = [segmenter.predict(seen) for seen in (x, 0.4 * x - 0.5)]
+    assert torch.allclose(*answers["image"], atol=1e-4)
+    assert (answers["range"][0] - answers["range"][1]).abs().max() > 0.01
 
 
 def test_the_fingerprint_knows_labelled_training_images_alone(tmp_path: Path) -> None:
@@ -241,7 +267,7 @@ def test_the_baselines_settings_are_settings_that_train() -> None:
 
     streams = Streams.read(settings, native_pairs())
     recipe = SegmentRecipe(settings, load_method("supervised"), info=native_pairs().info, has_synthetic=False,
-                           fingerprint=measure(streams.labelled))
+                           standard=measure(streams.labelled))
     assert torch.isfinite(recipe.step(streams.batches(0, 0, 1), 0.0)["loss"])
 
 
