@@ -128,13 +128,17 @@ def build_model(name: str, in_channels: int, n_classes: int, settings: ModelSett
     It standardises the unit images it is given by `standard`.
 
     Raises:
-        UserError: if the name, the encoder or the number of widths is unknown to us, or weights are not to be had.
+        UserError: if the name, the encoder or the number of widths is unknown to us, weights are not to be had, or
+            images are to be standardised for a network whose frozen half knows them as they are.
     """
     if name not in MODELS:
         raise UserError(f"model.name {name!r}", rule="no such network", repair=f"take one of {', '.join(MODELS)}")
     if settings.weights == "imagenet" and name not in ("lite", "prob_lite"):
         raise UserError(f"model.weights {settings.weights}", rule=f"there are none for {name}",
                         repair="take model.name=lite, give a safetensors file, or leave weights empty")
+    if name == "gms" and standard is not None:
+        raise UserError("model.name gms", rule="its autoencoder was trained on images as they are",
+                        repair="take normalise=range")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         net = MODELS[name](in_channels, n_classes, settings)

@@ -107,6 +107,8 @@ def test_an_autoencoder_that_is_not_there_is_named(vae: Path, tmp_path: Path) ->
     assert json.loads(describe_autoencoder(str(vae)))["scaling_factor"] == 0.7
     with pytest.raises(UserError, match="reads 3 channel"):
         build_model("gms", 2, 2, ModelSettings(name="gms", channels=(8,), autoencoder=str(vae)))
+    with pytest.raises(UserError, match="images as they are"):
+        build_model("gms", 3, 2, ModelSettings(name="gms", channels=(8,), autoencoder=str(vae)), standard="image")
 
 
 def fitted(vae: Path, out: Path, steps: int = 4) -> Segmenter:
