@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from synth.core.checks import UserError, check_image
+
+log = logging.getLogger(__name__)
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Pixel budget of one image; a larger one is refused before it is unpacked."""
@@ -63,7 +67,7 @@ def decode_image(source: bytes | Path, name: str, *, channels: int | None = None
         raise UserError(name, rule=f"{why}, but images are grey or RGB", repair="export it as grey (8 or 16 bit) or "
                         "8-bit RGB PNG without alpha or palette")
     check_image(pixels, name)
-    return pixels if channels is None else _with_channels(pixels, channels)
+    return pixels if channels is None else _with_channels(pixels, channels, name)
 
 
 def decode_mask(source: bytes | Path, name: str, *, mask_map: MaskMap | None = None) -> np.ndarray:
@@ -195,9 +199,17 @@ def _to_16_bit(values: np.ndarray, name: str) -> np.ndarray:
     return values.astype(np.uint16)
 
 
-def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+def _with_channels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
     if channels == 3 and pixels.ndim == 2:
         return np.repeat(pixels[..., None], 3, axis=2)
     if channels == 1 and pixels.ndim == 3:
+        if (pixels != pixels[..., :1]).any():
+            _say_colour_is_lost(Path(name).parent)
         return np.array(Image.fromarray(pixels).convert("L"))
     return pixels
+
+
+@lru_cache(maxsize=256)
+def _say_colour_is_lost(folder: Path) -> None:
+    # Once for each folder: a set of a thousand images would say it a thousand times.
+    log.warning("%s: colour images are read as grey there, for grey is what is asked for or was trained on", folder)

@@ -239,6 +239,20 @@ def test_channels_convert_only_when_asked(tmp_path: Path, phantom_pairs: PairSet
     assert_same(phantom_pairs, load_pairs(tmp_path / "colour", channels=1))
 
 
+def test_that_colour_is_lost_is_said_once_for_a_folder(tmp_path: Path, phantom_pairs: PairSet,
+                                                       caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(phantom_pairs, tmp_path / "set")
+    grey = load_pairs(tmp_path / "set", channels=3)
+    write_folder(grey, tmp_path / "grey")
+    load_pairs(tmp_path / "grey", channels=1)
+    assert not caplog.records, "three equal channels are grey already"
+    tinted = [p.image * np.array([1, 1, 0], np.uint8) for p in grey]
+    write_folder(memory_set(tinted, [p.mask for p in grey], grey.info, ids=grey.ids, groups=grey.groups),
+                 tmp_path / "tinted")
+    load_pairs(tmp_path / "tinted", channels=1)
+    assert [str(tmp_path / "tinted" / "images") in r.getMessage() for r in caplog.records] == [True]
+
+
 @pytest.mark.parametrize("pixels", [
     np.arange(256, dtype=np.uint8).reshape(16, 16), np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16) + 255,
     np.arange(768, dtype=np.uint16).astype(np.uint8).reshape(16, 16, 3)])
