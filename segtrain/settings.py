@@ -123,18 +123,19 @@ class ModelSettings(Settings):
     """Which network.
 
     Attributes:
-        name: "unet" and "deeplabv3plus" (segmentation_models_pytorch); "tiny" (a small U-Net for CPUs and small
-            images), "lite" (the same decoder on EfficientNet-Lite0's first stages), "unetpp" (nested decoders on the
-            tiny encoder) and "queries" (a mask-query head on the tiny U-Net); "segformer" (transformers, small);
+        name: "unet" and "deeplabv3plus" (segmentation_models_pytorch); "tiny" (a small U-Net for CPUs, at half
+            resolution), "plain" (the same at full resolution, as nnU-Net's: for structures of a few pixels), "lite"
+            (the decoder of "tiny" on EfficientNet-Lite0's first stages), "unetpp" (nested decoders on the tiny
+            encoder) and "queries" (a mask-query head on the tiny U-Net); "segformer" (transformers, small);
             "prob_tiny" and "prob_lite" (the probabilistic U-Net on "tiny" and "lite": several plausible masks for one
             image); "gms" (a mapping between latents of a frozen autoencoder).
         encoder: of "unet" and "deeplabv3plus"; the others have their own.
         weights: of the encoder at the start: "" = untrained; "imagenet" = those that the package behind
             pairsmith[features] ships, for "lite" and "prob_lite" alone; else the path of a safetensors file with the
             encoder's tensors. Nothing is ever downloaded.
-        channels: widths from fine to coarse; two or more for "tiny", "prob_tiny", "unetpp", "queries" and "segformer",
-            two to four for "lite" and "prob_lite", one or more (the mapping's) for "gms", five (the decoder's) for
-            "unet", one (the decoder's) for "deeplabv3plus".
+        channels: widths from fine to coarse; two or more for "tiny", "plain", "prob_tiny", "unetpp", "queries" and
+            "segformer", two to four for "lite" and "prob_lite", one or more (the mapping's) for "gms", five (the
+            decoder's) for "unet", one (the decoder's) for "deeplabv3plus".
         deep_supervision: whether labels also teach the decoder's further levels, weights halving with each.
         depth: of "unetpp" with deep supervision, the nested decoder that predicts; 0 = the deepest. It trains all.
         n_queries: of "queries".
@@ -143,7 +144,7 @@ class ModelSettings(Settings):
             segmenter, its configuration as JSON text, for its weights lie beside.
     """
 
-    name: Literal["unet", "tiny", "lite", "unetpp", "segformer", "deeplabv3plus", "queries", "prob_tiny",
+    name: Literal["unet", "tiny", "plain", "lite", "unetpp", "segformer", "deeplabv3plus", "queries", "prob_tiny",
                   "prob_lite", "gms"] = "unet"
     encoder: str = "resnet18"
     weights: str = ""

@@ -11,7 +11,7 @@ from segtrain.models.nested import unetpp
 from segtrain.models.probabilistic import probabilistic
 from segtrain.models.queries import queries
 from segtrain.models.segnet import Ensemble, Features, Part, Seen, SegNet, Widths, at_depth
-from segtrain.models.tiny import lite, tiny
+from segtrain.models.tiny import lite, plain, tiny
 from segtrain.models.weights import SHIPPED, load_encoder
 from segtrain.settings import ModelSettings
 from segtrain.streams.fingerprint import Standard, door
@@ -33,6 +33,10 @@ def _at_least_two(settings: ModelSettings, most: int | None = None) -> tuple[int
 
 def _tiny(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
     return tiny(in_channels, n_classes, _at_least_two(settings))
+
+
+def _plain(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
+    return plain(in_channels, n_classes, _at_least_two(settings))
 
 
 def _lite(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
@@ -84,7 +88,7 @@ def _gms(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
 
 
 MODELS: dict[str, Callable[[int, int, ModelSettings], SegNet]] = {
-    "tiny": _tiny, "lite": _lite, "unet": _unet, "unetpp": _unetpp, "segformer": _segformer,
+    "tiny": _tiny, "plain": _plain, "lite": _lite, "unet": _unet, "unetpp": _unetpp, "segformer": _segformer,
     "deeplabv3plus": _deeplabv3plus, "queries": _queries, "prob_tiny": _prob_tiny, "prob_lite": _prob_lite,
     "gms": _gms,
 }
@@ -93,7 +97,7 @@ MODELS: dict[str, Callable[[int, int, ModelSettings], SegNet]] = {
 
 _SMALL_UNET = ModelSettings(name="unet", encoder="timm-mobilenetv3_small_100", channels=(8, 16, 16, 32, 64))
 _PARTNERS: dict[str, ModelSettings] = {
-    "tiny": _SMALL_UNET, "unetpp": _SMALL_UNET, "queries": _SMALL_UNET,
+    "tiny": _SMALL_UNET, "plain": _SMALL_UNET, "unetpp": _SMALL_UNET, "queries": _SMALL_UNET,
     "lite": ModelSettings(name="tiny", channels=(24, 48, 96, 128)),
     "segformer": ModelSettings(name="tiny", channels=(24, 48, 96, 128)),
     "unet": ModelSettings(name="tiny", channels=(32, 64, 128, 256)),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from segtrain.models.segnet import Features, SegNet, Widths
-from segtrain.models.tiny import Door, TinyEncoder, block, encode
+from segtrain.models.tiny import Door, TinyEncoder, block, encode, half
 
 
 class _First(nn.Module):
@@ -24,7 +24,7 @@ class _First(nn.Module):
 
     def forward(self, images: torch.Tensor) -> Features:
         """Returns the first levels' features (B, c, h, w) of unit images (B, C, H, W)."""
-        return encode(self.blocks, images)
+        return encode(self.blocks, half(images))
 
 
 class Nested(nn.Module):

@@ -1,4 +1,4 @@
-"""Networks for CPUs and small images: half resolution, an encoder of their own or EfficientNet-Lite0."""
+"""U-Nets of plain blocks: at half resolution for CPUs, on EfficientNet-Lite0's encoder, and at full resolution."""
 
 from __future__ import annotations
 
@@ -33,21 +33,23 @@ def half(images: torch.Tensor) -> torch.Tensor:
 
 
 class TinyEncoder(nn.Module):
-    """A block for each width, each at half the resolution of the one before."""
+    """A block for each width, each at half the resolution of the one before; the first at half that of the image, or,
+    if `full`, at the image's own."""
 
-    def __init__(self, in_channels: int, channels: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, channels: Sequence[int], *, full: bool = False) -> None:
         super().__init__()
-        finer = [4 * in_channels, *channels[:-1]]
+        self.full = full
+        finer = [in_channels if full else 4 * in_channels, *channels[:-1]]
         self.blocks = nn.ModuleList(block(a, b) for a, b in zip(finer, channels, strict=True))
 
     def forward(self, images: torch.Tensor) -> Features:
         """Returns features (B, c, h, w), fine to coarse, of unit images (B, C, H, W)."""
-        return encode(self.blocks, images)
+        return encode(self.blocks, images.contiguous(memory_format=torch.channels_last) if self.full else half(images))
 
 
-def encode(blocks: Iterable[nn.Module], images: torch.Tensor) -> Features:
-    """Returns what each of `blocks` makes, (B, c, h, w), fine to coarse, of unit images (B, C, H, W)."""
-    x, features = half(images), []
+def encode(blocks: Iterable[nn.Module], x: torch.Tensor) -> Features:
+    """Returns what each of `blocks` makes, (B, c, h, w), fine to coarse, of what the first reads, (B, n, H, W)."""
+    features = []
     for i, down in enumerate(blocks):
         x = down(F.max_pool2d(x, 2) if i else x)
         features.append(x)
@@ -133,6 +135,17 @@ def tiny(in_channels: int, n_classes: int, channels: Sequence[int]) -> SegNet:
     """Returns a U-Net of the given widths, fine to coarse, that works at half resolution."""
     net = SegNet(TinyEncoder(in_channels, channels), Decoder(channels, channels, keep_coarse=True),
                  Door(channels[0], n_classes), stride=2 ** len(channels), widths=Widths(channels[0], channels[-1]))
+    return net.to(memory_format=torch.channels_last)
+
+
+def plain(in_channels: int, n_classes: int, channels: Sequence[int]) -> SegNet:
+    """Returns a U-Net of the given widths, fine to coarse, that works at full resolution, as nnU-Net's does.
+
+    Several times as slow as `tiny` of the same widths; it is for structures of a few pixels.
+    """
+    net = SegNet(TinyEncoder(in_channels, channels, full=True), Decoder(channels, channels, keep_coarse=True),
+                 nn.Conv2d(channels[0], n_classes, 1), stride=2 ** (len(channels) - 1),
+                 widths=Widths(channels[0], channels[-1]))
     return net.to(memory_format=torch.channels_last)
 
 

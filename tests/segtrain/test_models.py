@@ -19,6 +19,7 @@ from synth.core.pairs import DataInfo
 from synth.core.pretrained import lite0_weights
 
 TINY = ModelSettings(name="tiny", channels=(8, 16, 24))
+PLAIN = ModelSettings(name="plain", channels=(8, 16, 24))
 LITE = ModelSettings(name="lite", channels=(8, 8, 8, 8))
 UNET = ModelSettings(name="unet", encoder="resnet18", channels=(4, 4, 8, 8, 8))
 UNETPP = ModelSettings(name="unetpp", channels=(8, 16, 24), deep_supervision=True)
@@ -28,7 +29,7 @@ DEEPLAB = ModelSettings(name="deeplabv3plus", encoder="resnet18", channels=(8,))
 PROB_TINY = ModelSettings(name="prob_tiny", channels=(8, 16, 24), latent=3, n_samples=5)
 PROB_LITE = ModelSettings(name="prob_lite", channels=(8, 8, 8, 8))
 GMS = latent_settings().model
-NETS = [TINY, LITE, UNET, UNETPP, QUERIES, SEGFORMER, DEEPLAB, PROB_TINY, PROB_LITE, GMS]
+NETS = [TINY, PLAIN, LITE, UNET, UNETPP, QUERIES, SEGFORMER, DEEPLAB, PROB_TINY, PROB_LITE, GMS]
 INFO = DataInfo(("background", "object"), 1, 8, (0.0, 255.0))
 
 
@@ -89,6 +90,13 @@ def test_the_four_pixels_of_a_last_cell_start_alike(settings: ModelSettings) -> 
 def test_the_default_tiny_network_is_small() -> None:
     net = build_model("tiny", 3, 2, ModelSettings(name="tiny", channels=(24, 48, 96, 128)))
     assert sum(p.numel() for p in net.parameters()) < 1e6
+
+
+def test_the_plain_network_works_at_full_resolution_where_the_tiny_one_halves_it() -> None:
+    plain, tiny, x = build_model("plain", 1, 2, PLAIN), build_model("tiny", 1, 2, TINY), images(1)
+    assert [f.shape[-1] for f in plain.encoder(x)] == [64, 32, 16] and plain.stride == 4
+    assert [f.shape[-1] for f in tiny.encoder(x)] == [32, 16, 8] and tiny.stride == 8
+    assert isinstance(plain.heads[0], torch.nn.Conv2d), "each pixel has a prediction of its own"
 
 
 def test_the_tiny_network_does_the_same_in_training_and_evaluation() -> None:
