@@ -184,8 +184,8 @@ class SegmentSettings(Settings):
         patch: side of the squares that the network sees of images at their own size, px, in the place of `size`: random
             ones in training, a third of them around foreground, overlapping ones in prediction. null = whole images.
         normalise: what the network sees: "range" = unit images; "fingerprint" = those clipped and standardised by the
-            grey values under the labelled training images' foreground; "image" = each standardised by itself, channel
-            by channel, so that brightness, contrast and cast of a device are gone.
+            grey values under the labelled training images' foreground; "image" = each standardised by itself, a
+            patch as a patch, channel by channel, so that brightness, contrast and cast of a device are gone.
         batch_size: labelled + synthetic images per step. unlabelled_batch_size: beside them.
         synthetic_share: of the labelled + synthetic images, where synthetic pairs are given.
         w_syn: weight of the synthetic pairs' mean loss beside the labelled pairs' 1, in the mean of both.

@@ -106,8 +106,7 @@ class ByImage(nn.Module):
 
     What brightness, contrast and cast a device or a stain gives a whole image is gone before the network sees it, in
     training and at a new centre alike. So is what they say: where grey values have a meaning of their own, as in CT,
-    take another.
-    Of a patch or tile it is the patch's own mean and deviation.
+    take another. Of a patch or tile it is the patch's own mean and deviation.
     """
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
