@@ -11,6 +11,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from synth.core.checks import UserError
 from synth.core.files import write_text
+from synth.core.version import VERSION
 
 INDEX = "comparison.json"
 
@@ -106,8 +107,8 @@ class Index:
 
 def versions() -> dict[str, str]:
     """Returns the versions that the numbers depend on."""
-    names = ("pairsmith", "torch", "diffusers", "segmentation-models-pytorch", "monai", "scipy", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    names = ("torch", "diffusers", "segmentation-models-pytorch", "monai", "scipy", "numpy")
+    return {"python": platform.python_version(), "pairsmith": VERSION, **{name: metadata.version(name) for name in names}}
 
 
 def write_index(path: Path, index: Index) -> None:

@@ -17,7 +17,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +47,7 @@ from synth.core.files import hash_json
 from synth.core.pairs import ImageSet, PairSet
 from synth.core.rng import derive_seed
 from synth.core.space import pixels_to_unit
+from synth.core.version import VERSION
 from synth.formats import load_pairs
 from synth.spectral import FrequencyPrior
 
@@ -220,7 +220,7 @@ class Runs:
     def _trained(self, name: str, draw: int) -> list:
         labelled, pile = self._given(name, draw)
         read = self._plan(name, draw).identity(synthetic=False, unlabelled=pile is not None)
-        return [metadata.version("pairsmith"), read, fingerprint(labelled), fingerprint(pile)]
+        return [VERSION, read, fingerprint(labelled), fingerprint(pile)]
 
     def _train(self, name: str, draw: int) -> tuple[Segmenter, PairSet]:
         labelled, pile = self._given(name, draw)

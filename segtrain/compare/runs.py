@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from synth.core.files import hash_json, replace_file, write_json
 from synth.core.pairs import ImageSet, PairSet
 from synth.core.rng import derive_seed
 from synth.core.space import pixels_to_unit
+from synth.core.version import VERSION
 from synth.formats import read_shards
 from synth.spectral import FrequencyPrior
 
@@ -62,7 +62,7 @@ class Bench:
         self.content = Content(settings, parts)
 
     def _folder(self, kind: str, identity: object) -> Path:
-        key = hash_json([metadata.version("pairsmith"), identity])
+        key = hash_json([VERSION, identity])
         return self.out / "cache" / f"{kind}-{key}"
 
     def sampling(self, engine: str) -> JsonValue:

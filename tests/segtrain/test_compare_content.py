@@ -46,6 +46,14 @@ def test_other_weights_in_the_same_file_are_another_run(tmp_path: Path) -> None:
     assert folders(tmp_path / "moved.safetensors", 1) == other, "where they lie says nothing"
 
 
+def test_another_version_of_the_code_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = bench_of(SETTINGS, tmp_path)
+    job = Job(REAL, bench.parts.draws[0])
+    before = bench.segmenter_folder(job)
+    monkeypatch.setattr("segtrain.compare.runs.VERSION", "0.0.0")
+    assert bench.segmenter_folder(job) != before
+
+
 def test_another_autoencoder_in_the_same_folder_is_another_generator(tmp_path: Path) -> None:
     def folder(home: Path, patch: int) -> Path:
         PixelCodec(in_channels=1, sample_size=32, patch=patch).save_pretrained(home)
