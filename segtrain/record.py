@@ -108,7 +108,8 @@ class Index:
 def versions() -> dict[str, str]:
     """Returns the versions that the numbers depend on."""
     names = ("torch", "diffusers", "segmentation-models-pytorch", "monai", "scipy", "numpy")
-    return {"python": platform.python_version(), "pairsmith": VERSION, **{name: metadata.version(name) for name in names}}
+    own = {"python": platform.python_version(), "pairsmith": VERSION}
+    return own | {name: metadata.version(name) for name in names}
 
 
 def write_index(path: Path, index: Index) -> None:

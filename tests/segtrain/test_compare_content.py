@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_another_version_of_the_code_is_another_run(tmp_path: Path, monkeypatch:
     bench = bench_of(SETTINGS, tmp_path)
     job = Job(REAL, bench.parts.draws[0])
     before = bench.segmenter_folder(job)
-    monkeypatch.setattr("segtrain.compare.runs.VERSION", "0.0.0")
+    monkeypatch.setattr(sys.modules[Bench.__module__], "VERSION", "0.0.0")
     assert bench.segmenter_folder(job) != before
 
 
