@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -44,7 +45,16 @@ class SegmenterConfig(Settings):
     flips: tuple[tuple[int, ...], ...] = ()
     tiles: bool = False
     fingerprint: Standard = None
-    version: int = 1
+    version: int = 2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalised_by_groups(cls, given: object) -> object:
+        # Version 1 knew one norm, and did not write it down.
+        if not isinstance(given, dict) or given.get("version", 2) != 1:
+            return given
+        first, *others = ({"norm": "group", **model} for model in (given["model"], *given.get("others", ())))
+        return {**given, "model": first, "others": others, "version": 2}
 
     def build(self) -> nn.Module:
         """Returns its network, or the ensemble of several, untrained."""

@@ -11,7 +11,7 @@ from segtrain.models.nested import unetpp
 from segtrain.models.probabilistic import probabilistic
 from segtrain.models.queries import queries
 from segtrain.models.segnet import Ensemble, Features, Part, Seen, SegNet, Widths, at_depth
-from segtrain.models.tiny import lite, plain, tiny
+from segtrain.models.tiny import InstanceNorm, lite, plain, tiny
 from segtrain.models.weights import SHIPPED, load_encoder
 from segtrain.settings import ModelSettings
 from segtrain.streams.fingerprint import Standard, door
@@ -32,16 +32,16 @@ def _at_least_two(settings: ModelSettings, most: int | None = None) -> tuple[int
 
 
 def _tiny(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
-    return tiny(in_channels, n_classes, _at_least_two(settings))
+    return tiny(in_channels, n_classes, _at_least_two(settings), norm=settings.norm)
 
 
 def _plain(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
-    return plain(in_channels, n_classes, _at_least_two(settings))
+    return plain(in_channels, n_classes, _at_least_two(settings), norm=settings.norm)
 
 
 def _lite(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
-    return lite(in_channels, n_classes, _at_least_two(settings, most=4), pretrained=settings.weights == "imagenet",
-                given=bool(settings.weights))
+    return lite(in_channels, n_classes, _at_least_two(settings, most=4), norm=settings.norm,
+                pretrained=settings.weights == "imagenet", given=bool(settings.weights))
 
 
 def _unet(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
@@ -51,11 +51,11 @@ def _unet(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
 
 
 def _unetpp(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
-    return unetpp(in_channels, n_classes, _at_least_two(settings))
+    return unetpp(in_channels, n_classes, _at_least_two(settings), norm=settings.norm)
 
 
 def _queries(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
-    return queries(in_channels, n_classes, _at_least_two(settings), settings.n_queries)
+    return queries(in_channels, n_classes, _at_least_two(settings), settings.n_queries, norm=settings.norm)
 
 
 def _segformer(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
@@ -108,7 +108,8 @@ _PARTNERS: dict[str, ModelSettings] = {
 
 
 _READ_BY = {"encoder": ("unet", "deeplabv3plus"), "n_queries": ("queries",), "latent": ("prob_tiny", "prob_lite"),
-            "n_samples": ("prob_tiny", "prob_lite"), "autoencoder": ("gms",)}
+            "n_samples": ("prob_tiny", "prob_lite"), "autoencoder": ("gms",),
+            "norm": ("tiny", "plain", "lite", "unetpp", "queries", "prob_tiny", "prob_lite")}
 
 
 def unread(model: ModelSettings) -> list[str]:
@@ -159,9 +160,12 @@ def check_size(net: nn.Module, size: int) -> None:
     """Returns nothing; raises if the network cannot halve `size` as often as it has to.
 
     Raises:
-        UserError: naming the two nearest sizes that it can.
+        UserError: naming the two nearest sizes that it can; or if one pixel would be left and was normalised alone.
     """
     if size % net.stride:
         low = size // net.stride * net.stride
         raise UserError(f"size {size}", rule=f"this network needs a multiple of {net.stride} px",
                         repair=f"take {low or net.stride} or {low + net.stride}")
+    if size == net.stride and any(isinstance(module, InstanceNorm) for module in net.modules()):
+        raise UserError(f"size {size}", rule="one pixel is left of it at the network's coarsest level, where instance "
+                        "norm makes 0 of it", repair="take a larger size, fewer model.channels, or model.norm=group")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from segtrain.models.segnet import Features, SegNet, Widths
-from segtrain.models.tiny import Door, TinyEncoder, block, encode, half
+from segtrain.models.tiny import Door, Norm, TinyEncoder, block, encode, half
 
 
 class _First(nn.Module):
@@ -33,11 +33,11 @@ class Nested(nn.Module):
     Zhou et al. 2018, UNet++, eq. 1: X(i, j) = H([X(i, 0), ..., X(i, j-1), U(X(i+1, j-1))]), X(i, 0) the encoder's.
     """
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], norm: Norm) -> None:
         super().__init__()
         self.depth, self.width = len(channels) - 1, channels[0]
         self.nodes = nn.ModuleDict({
-            f"{i}_{j}": block(j * channels[i] + channels[i + 1], channels[i])
+            f"{i}_{j}": block(j * channels[i] + channels[i + 1], channels[i], norm)
             for j in range(1, self.depth + 1) for i in range(self.depth + 1 - j)})
 
     def deep_heads(self, n_classes: int) -> list[nn.Module]:
@@ -78,8 +78,8 @@ class _Shallow(nn.Module):
         return self.nested.top(features, self.depth)[-1]
 
 
-def unetpp(in_channels: int, n_classes: int, channels: Sequence[int]) -> SegNet:
+def unetpp(in_channels: int, n_classes: int, channels: Sequence[int], *, norm: Norm) -> SegNet:
     """Returns a UNet++ of the given widths, fine to coarse, that works at half resolution."""
-    net = SegNet(TinyEncoder(in_channels, channels), Nested(channels), Door(channels[0], n_classes),
-                 stride=2 ** len(channels), widths=Widths(channels[0], channels[-1]))
+    net = SegNet(TinyEncoder(in_channels, channels, norm=norm), Nested(channels, norm),
+                 Door(channels[0], n_classes), stride=2 ** len(channels), widths=Widths(channels[0], channels[-1]))
     return net.to(memory_format=torch.channels_last)

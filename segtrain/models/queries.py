@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from segtrain.models.segnet import SegNet, Widths
-from segtrain.models.tiny import Decoder, TinyEncoder
+from segtrain.models.tiny import Decoder, Norm, TinyEncoder
 
 GRID = 16
 """Largest side of the grid that the queries look at."""
@@ -97,9 +97,10 @@ class QueryHead(nn.Module):
         return combine(self.classes(queries), masks)
 
 
-def queries(in_channels: int, n_classes: int, channels: Sequence[int], n_queries: int) -> SegNet:
+def queries(in_channels: int, n_classes: int, channels: Sequence[int], n_queries: int, *, norm: Norm) -> SegNet:
     """Returns a tiny U-Net of the given widths, fine to coarse, under `n_queries` mask queries."""
-    net = SegNet(TinyEncoder(in_channels, channels), Decoder(channels, channels, keep_coarse=True),
+    net = SegNet(TinyEncoder(in_channels, channels, norm=norm),
+                 Decoder(channels, channels, keep_coarse=True, norm=norm),
                  QueryHead(channels[0], n_classes, n_queries), stride=2 ** len(channels),
                  widths=Widths(channels[0], channels[-1]))
     return net.to(memory_format=torch.channels_last)

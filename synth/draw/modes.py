@@ -110,8 +110,16 @@ def still_layout(layout: LayoutSettings) -> LayoutSettings:
                                      "recombine": 0.0})
 
 
-def check_recolourer(recolourer: Generator, arrays: Arrays, *, size: int) -> None:
-    """Returns nothing; raises UserError if `recolourer` cannot change the appearance of sources at `size` px."""
+def check_recolourer(recolourer: Generator | None, arrays: Arrays, *, size: int, share: float) -> None:
+    """Returns nothing; raises UserError if `recolourer` cannot change the appearance of sources at `size` px.
+
+    Or if there is none, though a `share` of the sources was asked for.
+    """
+    if recolourer is None:
+        if share < 1:
+            raise UserError(f"appearance_share={share:g}", rule="no generator is given that changes the appearance of "
+                            "sources", repair="give one with appearance=, or leave the share away")
+        return
     if not shows_source(recolourer.sampler_settings()):
         raise UserError(f"appearance={type(recolourer).__name__}", rule="it paints, so what it changes would no longer "
                         "fit the labels", repair="give a generator of kind spectral or appearance")

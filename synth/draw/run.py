@@ -98,8 +98,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
     arrays = labelled.native(side) if is_native(generator) else labelled.arrays(side)
     if generator is not None:
         check_fit(generator, arrays, labelled.where)
-    if appearance is not None:
-        check_recolourer(appearance, arrays, size=side)
+    check_recolourer(appearance, arrays, size=side, share=settings.appearance_share)
     check_request(n, arrays)
     clear = clear_hosts(hosts, arrays, gates, size=side, settings=settings.clear) if hosts is not None else None
     shapes = shapes_of(shape, settings.layout, clear.donors if clear else arrays, size=side)

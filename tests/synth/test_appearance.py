@@ -269,6 +269,11 @@ def drawn(out: Path, *, share: float = 1.0, appearance: SpectralPipeline | None 
                       config={"appearance_share": share, "batch_size": 4})
 
 
+def test_a_share_of_sources_needs_what_changes_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="appearance_share=0.5"):
+        drawn(tmp_path / "made", share=0.5)
+
+
 def test_what_is_kept_is_that_of_the_changed_source(tmp_path: Path) -> None:
     lend = fitted(tmp_path / "run", "mix")
     made, plain = drawn(tmp_path / "made", appearance=lend), drawn(tmp_path / "plain")
