@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from scenes import latent_settings
 import synth.core.pretrained
 from segtrain.models import MODELS, Ensemble, Part, SegNet, build_model, check_size, partner_of
 from segtrain.models.queries import combine, focus
+from segtrain.models.tiny import InstanceNorm
 from segtrain.models.weights import identify, save_encoder
 from segtrain.segmenter import Segmenter, SegmenterConfig
 from segtrain.settings import ModelSettings
@@ -104,6 +106,31 @@ def test_the_tiny_network_does_the_same_in_training_and_evaluation() -> None:
     assert torch.equal(net.train()(x), net.eval()(x))
 
 
+def test_instance_norm_is_torchs_with_its_gradients_and_stays_channels_last() -> None:
+    own, theirs = InstanceNorm(6), torch.nn.InstanceNorm2d(6, affine=True)
+    with torch.no_grad():
+        for ours, their in zip(own.parameters(), theirs.parameters(), strict=True):
+            their.copy_(ours.normal_(generator=torch.Generator().manual_seed(len(ours.shape))))
+    x = images(3, 6, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y, slope = own(x), images(3, 6, 16).roll(1, 0)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, theirs(x))
+    for a, b in zip(torch.autograd.grad(y, [x, *own.parameters()], slope),
+                    torch.autograd.grad(theirs(x), [x, *theirs.parameters()], slope), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert torch.equal(own(x)[1:2], own(x[1:2])), "batch == alone"
+
+
+@pytest.mark.parametrize("settings", [TINY, PLAIN, LITE, UNETPP, QUERIES, PROB_TINY, PROB_LITE], ids=lambda s: s.name)
+def test_the_small_networks_have_the_norm_that_is_asked_for(settings: ModelSettings) -> None:
+    kinds = {}
+    for norm in ("instance", "group"):
+        net = build_model(settings.name, 1, 2, settings.model_copy(update={"norm": norm}))
+        kinds[norm] = [type(module) for module in net.modules()]
+    assert kinds["instance"].count(InstanceNorm) == kinds["group"].count(torch.nn.GroupNorm) > 0
+    assert torch.nn.GroupNorm not in kinds["instance"] and InstanceNorm not in kinds["group"]
+
+
 @pytest.mark.parametrize(("settings", "match"), [
     (ModelSettings(name="unet", encoder="resnet19"), "resnet19"),
     (ModelSettings(name="unet", channels=(8, 8)), "five"),
@@ -125,6 +152,13 @@ def test_networks_that_cannot_be_built_are_refused(settings: ModelSettings, matc
 def test_sizes_that_cannot_be_halved_are_refused() -> None:
     with pytest.raises(UserError, match="take 56 or 64"):
         check_size(build_model("tiny", 1, 2, TINY), 60)
+
+
+def test_a_size_of_which_one_pixel_would_be_left_is_refused_where_it_is_normalised_alone() -> None:
+    with pytest.raises(UserError, match="model.norm=group"):
+        check_size(build_model("tiny", 1, 2, TINY), 8)
+    check_size(build_model("tiny", 1, 2, TINY), 16)
+    check_size(build_model("tiny", 1, 2, TINY.model_copy(update={"norm": "group"})), 8)
 
 
 @pytest.mark.parametrize("settings", NETS, ids=lambda s: s.name)
@@ -261,6 +295,21 @@ def test_a_saved_segmenter_and_a_saved_ensemble_predict_the_same(settings: Model
         again.net.cpu()
         assert torch.allclose(again.predict(images()), first.predict(images()), atol=1e-5)
         assert again.content_hash() == first.content_hash()
+
+
+def test_a_segmenter_saved_before_norm_was_a_setting_is_read_as_what_it_was(tmp_path: Path) -> None:
+    old = TINY.model_copy(update={"norm": "group"})
+    first = Segmenter(Ensemble([trained(old).main(), trained(old).main()]),
+                      SegmenterConfig(model=old, others=(old,), info=INFO, size=64))
+    first.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    for model in (config["model"], *config["others"]):
+        del model["norm"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "version": 1}), encoding="utf-8")
+    again = Segmenter.load(tmp_path)
+    again.net.cpu()
+    assert torch.allclose(again.predict(images()), first.predict(images()), atol=1e-5)
+    assert again.content_hash() == first.content_hash()
 
 
 def test_a_loaded_segmenter_may_predict_at_another_depth(tmp_path: Path) -> None:
