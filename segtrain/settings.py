@@ -136,8 +136,8 @@ class ModelSettings(Settings):
         channels: widths from fine to coarse; two or more for "tiny", "plain", "prob_tiny", "unetpp", "queries" and
             "segformer", two to four for "lite" and "prob_lite", one or more (the mapping's) for "gms", five (the
             decoder's) for "unet", one (the decoder's) for "deeplabv3plus".
-        norm: of the convolutions of our own small networks, over each image: "instance" = channel by channel, as
-            nnU-Net's, "group" = eight groups of channels.
+        norm: of the convolutions of "tiny", "plain", "lite", "unetpp" and "queries", over each image: "instance" =
+            channel by channel, as nnU-Net's, "group" = eight groups of channels, as "prob_tiny" and "prob_lite" have.
         deep_supervision: whether labels also teach the decoder's further levels, weights halving with each.
         depth: of "unetpp" with deep supervision, the nested decoder that predicts; 0 = the deepest. It trains all.
         n_queries: of "queries".

@@ -71,13 +71,18 @@ def _deeplabv3plus(in_channels: int, n_classes: int, settings: ModelSettings) ->
     return deeplabv3plus(in_channels, n_classes, settings)
 
 
+def _by_groups(settings: ModelSettings) -> ModelSettings:
+    # A prior reads the mean of each channel over the image, which instance norm takes out.
+    return settings.model_copy(update={"norm": "group"})
+
+
 def _prob_tiny(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
-    return probabilistic(_tiny(in_channels, n_classes, settings), n_classes, latent=settings.latent,
+    return probabilistic(_tiny(in_channels, n_classes, _by_groups(settings)), n_classes, latent=settings.latent,
                          n_samples=settings.n_samples)
 
 
 def _prob_lite(in_channels: int, n_classes: int, settings: ModelSettings) -> SegNet:
-    return probabilistic(_lite(in_channels, n_classes, settings), n_classes, latent=settings.latent,
+    return probabilistic(_lite(in_channels, n_classes, _by_groups(settings)), n_classes, latent=settings.latent,
                          n_samples=settings.n_samples)
 
 
@@ -109,7 +114,7 @@ _PARTNERS: dict[str, ModelSettings] = {
 
 _READ_BY = {"encoder": ("unet", "deeplabv3plus"), "n_queries": ("queries",), "latent": ("prob_tiny", "prob_lite"),
             "n_samples": ("prob_tiny", "prob_lite"), "autoencoder": ("gms",),
-            "norm": ("tiny", "plain", "lite", "unetpp", "queries", "prob_tiny", "prob_lite")}
+            "norm": ("tiny", "plain", "lite", "unetpp", "queries")}
 
 
 def unread(model: ModelSettings) -> list[str]:

@@ -4,4 +4,4 @@ Not from the installed metadata: those of an editable install stay what they wer
 that goes by them would give the results of an earlier version out as this one's.
 """
 
-VERSION = "0.2.0"
+VERSION = "0.3.0"

@@ -167,7 +167,7 @@ def test_training_counts_a_pair_by_its_weight(crowd: Path, tmp_path: Path) -> No
     settings = SegmentSettings(size=32, batch_size=4)
     batch = Streams.read(settings, pairs).batches(0, 0, 1)
     assert batch["weights"].tolist() == pytest.approx([pairs.weights[i] for i in batch["rows"].tolist()])
-    config = {"size": 32, "batch_size": 4, "model": {"name": "tiny"}, "loop": {"steps": 2}}
+    config = {"size": 32, "batch_size": 4, "model": {"name": "tiny", "channels": [8, 16]}, "loop": {"steps": 2}}
     assert segtrain.fit(config, pairs, out=tmp_path / "run").result.steps == 2
     whole = [item.__class__(**{**item.__dict__, "weight": 1.0}) for item in pairs.items]
     assert "weights" not in Streams.read(settings, type(pairs)(whole, pairs.info)).batches(0, 0, 1)
