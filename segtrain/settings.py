@@ -11,6 +11,9 @@ from segtrain.transforms.spectral import SpectrumSettings
 from synth.core.config import Settings
 from synth.core.loop import LoopSettings
 
+Norm = Literal["instance", "group"]
+"""See `ModelSettings.norm`."""
+
 
 class DataSettings(Settings):
     """Where the shell finds the data; the Python API takes sets instead.
@@ -151,7 +154,7 @@ class ModelSettings(Settings):
     encoder: str = "resnet18"
     weights: str = ""
     channels: tuple[int, ...] = (16, 32, 64, 128, 256)
-    norm: Literal["instance", "group"] = "instance"
+    norm: Norm = "instance"
     deep_supervision: bool = False
     depth: int = Field(0, ge=0)
     n_queries: int = Field(16, ge=2)

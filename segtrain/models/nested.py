@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from segtrain.models.segnet import Features, SegNet, Widths
-from segtrain.models.tiny import Door, Norm, TinyEncoder, block, encode, half
+from segtrain.models.tiny import Door, TinyEncoder, block, encode, half
+from segtrain.settings import Norm
 
 
 class _First(nn.Module):

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from segtrain.models.segnet import SegNet, Widths
-from segtrain.models.tiny import Decoder, Norm, TinyEncoder
+from segtrain.models.tiny import Decoder, TinyEncoder
+from segtrain.settings import Norm
 
 GRID = 16
 """Largest side of the grid that the queries look at."""

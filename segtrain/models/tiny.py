@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from segtrain.models.segnet import Features, SegNet, Widths
+from segtrain.settings import Norm
 from synth.core.pretrained import LITE0_WIDTHS, lite0_stages, unit_to_lite0
-
-Norm = Literal["instance", "group"]
 
 
 class InstanceNorm(nn.Module):
