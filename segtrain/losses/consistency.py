@@ -52,11 +52,18 @@ class Dice(Settings):
     nearly all background, which passes any threshold first, and teaches the student to find nothing. Unlike there, a
     class that no pseudo-label shows does not count: to push it down would be to learn that it is nowhere from a teacher
     that has not found it yet.
+
+    Attributes:
+        norm: Dice is a ratio, so a hundred confident pixels pull as hard as all of them would. "all" weighs it by the
+            share of pixels that passed, as the mean over all pixels does to cross-entropy; "valid" leaves it.
     """
+
+    norm: Literal["all", "valid"] = "valid"
 
     def __call__(self, logits: torch.Tensor, target: Target) -> torch.Tensor:
         """Returns `soft_dice_loss` (scalar) of logits (B, K, H, W)."""
-        return soft_dice_loss(logits, _pseudo_labels(target, "dice"), weight=target.weight, present_only=True)
+        loss = soft_dice_loss(logits, _pseudo_labels(target, "dice"), weight=target.weight, present_only=True)
+        return loss * target.valid.float().mean() if self.norm == "all" else loss
 
 
 class Mse(Settings):

@@ -89,10 +89,12 @@ def test_dice_weighs_pixels() -> None:
     assert float(soft_dice_loss(logits, labels, weight=weight)) == pytest.approx(expected)
 
 
-def test_the_two_normalisations_differ_by_the_share_of_valid_pixels() -> None:
+@pytest.mark.parametrize("name", ["ce", "dice"])
+def test_the_two_normalisations_differ_by_the_share_of_valid_pixels(name: str) -> None:
     valid = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(2)) < 0.4
     logits, target = random_logits(), hard_target(valid)
-    ratio = consistency_ce(logits, target, norm="all") / consistency_ce(logits, target, norm="valid")
+    ratio = LOSSES[name](norm="all")(logits, target) / LOSSES[name](norm="valid")(logits, target)
+    assert 0 < float(valid.float().mean()) < 1
     assert float(ratio.detach()) == pytest.approx(float(valid.float().mean()))
 
 
