@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from synth.formats.decode import decode_image, decode_mask
 from synth.formats.survey import Options, Source
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+SPACING = ("row_mm", "column_mm")
+"""Columns of spacing.csv: height and width of an image's pixels."""
+
 _BESIDE = (".txt", ".json", ".jsonl", ".csv", ".md", ".db", ".ini")
 
 
@@ -117,17 +121,25 @@ def _read_domains(root: Path, ids: list[str]) -> dict[str, str]:
 
 def _read_spacings(root: Path, ids: list[str]) -> dict[str, tuple[float, float]]:
     """Returns the pixels' height and width, mm, of the images in spacing.csv."""
-    path, spacings = root / "spacing.csv", {}
-    for name, texts in _read_table(path, ("row_mm", "column_mm"), ids).items():
-        try:
-            height, width = (float(text) for text in texts)
-        except ValueError:
-            height = width = math.nan
-        if not (0 < height < math.inf and 0 < width < math.inf):
-            raise UserError(f"{path}: {name}", rule=f"its spacing {','.join(texts)} is not two lengths in mm",
-                            repair="give the height and the width of its pixels")
-        spacings[name] = (height, width)
-    return spacings
+    path = root / "spacing.csv"
+    return {name: spacing_of(texts, f"{path}: {name}")
+            for name, texts in _read_table(path, SPACING, ids).items()}
+
+
+def spacing_of(values: Sequence[str | float], where: str) -> tuple[float, float]:
+    """Returns height and width of a pixel, mm, from two numbers or texts.
+
+    Raises:
+        UserError: naming `where`, unless both are lengths.
+    """
+    try:
+        height, width = (float(value) for value in values)
+    except (TypeError, ValueError):
+        height = width = math.nan
+    if not (0 < height < math.inf and 0 < width < math.inf):
+        raise UserError(where, rule=f"its spacing {','.join(map(str, values))} is not two lengths in mm",
+                        repair="give the height and the width of its pixels")
+    return height, width
 
 
 def _read_weights(root: Path, ids: list[str]) -> dict[str, float]:

@@ -6,9 +6,10 @@ import csv
 import dataclasses
 import errno
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from synth.core.checks import UserError
 from synth.core.files import RUN_FILE, replace_file, sha256, write_text
 from synth.core.pairs import DataInfo, ImageSet, Item, Pair
 from synth.formats.decode import encode_png
-from synth.formats.folder import read_files
+from synth.formats.folder import SPACING, read_files, spacing_of
 from synth.formats.info import write_info
 from synth.formats.rows import from_meta, to_meta, weight_of
 from synth.formats.survey import Options, Source
+
+log = logging.getLogger(__name__)
 
 METADATA = "metadata.jsonl"
 
@@ -52,7 +55,10 @@ def write_imagefolder(pairs: ImageSet, out: Path, *, card: str = "") -> None:
         UserError: if `out` exists and is not empty, an id cannot be a file name, or the device is full.
     """
     def finish(folder: Path, written: list[Pair]) -> None:
-        (folder / METADATA).write_text(_lines([_line(pair) for pair in written]), encoding="utf-8")
+        known = _spacings(pairs), _domains(pairs)
+        rows = [_line(pair) | {key: value for table in known for key, value in table.get(pair.id, {}).items()}
+                for pair in written]
+        (folder / METADATA).write_text(_lines(rows), encoding="utf-8")
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -60,23 +66,44 @@ def write_imagefolder(pairs: ImageSet, out: Path, *, card: str = "") -> None:
 
 
 def write_folder(pairs: ImageSet, out: Path) -> None:
-    """Writes images/, masks/ (if any), groups.csv, weights.csv, domains.csv (if any), dataset.json: all or nothing.
+    """Writes images/, masks/, groups.csv, dataset.json, weights.csv, spacing.csv, domains.csv as known: all or nothing.
+
+    What a drawn pair was made from has no place there: such a set is warned of, for no leak can be seen in it.
 
     Raises:
         UserError: if `out` exists and is not empty, an id cannot be a file name, or the device is full.
     """
     def finish(folder: Path, written: list[Pair]) -> None:
-        with (folder / "groups.csv").open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.writer(handle, lineterminator="\n")
-            writer.writerows([("name", "group"), *((pair.id, pair.group) for pair in written)])
-        tables = {"weight": [(i.id, i.weight) for i in pairs.items] if pairs.weights else [],
-                  "domain": [(i.id, i.domain) for i in pairs.items if i.domain is not None]}
-        for column, rows in tables.items():
-            if rows:
-                with (folder / f"{column}s.csv").open("w", newline="", encoding="utf-8") as handle:
-                    csv.writer(handle, lineterminator="\n").writerows([("name", column), *rows])
+        _write_table(folder / "groups.csv", {pair.id: {"group": pair.group} for pair in written})
+        weights = {i.id: {"weight": i.weight} for i in pairs.items} if pairs.weights else {}
+        tables = {"weights.csv": weights, "spacing.csv": _spacings(pairs), "domains.csv": _domains(pairs)}
+        for name, table in tables.items():
+            if table:
+                _write_table(folder / name, table)
 
+    if n_made := sum(item.made is not None for item in pairs.items):
+        log.warning("%s: %d of its pairs were drawn, and a plain folder does not say from what: no leak can be seen in "
+                    "it. An imagefolder says it", out, n_made)
     _write_whole(pairs, Path(out), finish)
+
+
+def _spacings(pairs: ImageSet) -> dict[str, dict[str, float]]:
+    known = {i.id: dict(zip(SPACING, i.spacing, strict=True)) for i in pairs.items if i.spacing is not None}
+    if known and len(known) < len(pairs):
+        log.warning("spacing is known of %d of %d images only, and is not written", len(known), len(pairs))
+        return {}
+    return known
+
+
+def _domains(pairs: ImageSet) -> dict[str, dict[str, str]]:
+    return {i.id: {"domain": i.domain} for i in pairs.items if i.domain is not None}
+
+
+def _write_table(path: Path, rows: Mapping[str, Mapping[str, object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, ("name", *next(iter(rows.values()))), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"name": name, **row} for name, row in rows.items())
 
 
 def _write_whole(pairs: ImageSet, out: Path, finish: Callable[[Path, list[Pair]], None]) -> None:
@@ -169,8 +196,11 @@ def _source(root: Path, row: dict[str, object], options: Options, where: str) ->
     image = _inside(root, row, "file_name", where)
     mask = _inside(root, row, "mask_file_name", where) if options.labelled else None
     name = str(row.get("id") or image.stem)
+    spacing = [row.get(key) for key in SPACING]
     item = Item(name, str(row.get("group") or name), partial(read_files, image, mask, options),
-                str(row.get("origin") or "real"), from_meta(row), weight=weight_of(row, where))
+                str(row.get("origin") or "real"), from_meta(row), weight=weight_of(row, where),
+                spacing=None if spacing == [None, None] else spacing_of(spacing, where),
+                domain=None if row.get("domain") is None else str(row["domain"]))
     return Source(item, str(image), str(mask or ""))
 
 

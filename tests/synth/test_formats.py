@@ -172,6 +172,37 @@ def test_foreign_parquet_needs_only_image_and_mask(tmp_path: Path, phantom_pairs
     assert loaded.info.classes == ("background", "class_1")
 
 
+@pytest.mark.parametrize("writer", ["folder", "imagefolder"])
+def test_spacing_weights_and_domains_come_back(tmp_path: Path, phantom_pairs: PairSet, writer: str) -> None:
+    items = [dataclasses.replace(item, spacing=(0.5 + i, 0.75), weight=0.25 + 0.5 * (i % 2),
+                                 domain="scanner_b" if i else None) for i, item in enumerate(phantom_pairs.items)]
+    WRITERS[writer](PairSet(items, phantom_pairs.info), tmp_path / "set")
+    loaded = load_pairs(tmp_path / "set")
+    for mine, theirs in zip(items, loaded.items, strict=True):
+        assert (mine.spacing, mine.weight, mine.domain) == (theirs.spacing, theirs.weight, theirs.domain)
+
+
+def test_a_length_that_is_none_is_named(tmp_path: Path, phantom_pairs: PairSet) -> None:
+    write_imagefolder(phantom_pairs, tmp_path / "set")
+    path = tmp_path / "set" / "metadata.jsonl"
+    lines = path.read_text().splitlines()
+    for wrong in ({"row_mm": 0.5}, {"row_mm": 0.5, "column_mm": 0}, {"row_mm": "wide", "column_mm": 1}):
+        path.write_text("\n".join([lines[0], json.dumps(json.loads(lines[1]) | wrong), *lines[2:]]))
+        with pytest.raises(UserError, match=r"line 2.*not two lengths in mm"):
+            load_pairs(tmp_path / "set")
+
+
+def test_a_plain_folder_of_drawn_pairs_is_warned_of(tmp_path: Path, phantom_pairs: PairSet,
+                                                    caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(phantom_pairs, tmp_path / "real")
+    assert not caplog.records
+    made = [dataclasses.replace(item, made=drawn(pair, i).made)
+            for i, (item, pair) in enumerate(zip(phantom_pairs.items, phantom_pairs, strict=True))]
+    write_folder(PairSet(made[:3], phantom_pairs.info), tmp_path / "made")
+    assert "3 of its pairs were drawn" in caplog.text
+    assert "imagefolder" in caplog.text
+
+
 def test_items_read_from_disk_each_time(tmp_path: Path, phantom_pairs: PairSet) -> None:
     write_folder(phantom_pairs, tmp_path / "set")
     loaded = load_pairs(tmp_path / "set")
