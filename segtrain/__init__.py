@@ -10,6 +10,7 @@ _HOMES = {
     "fit": "segtrain.train",
     "load_segmenter": "segtrain.segmenter",
     "predict": "segtrain.segmenter",
+    "score": "segtrain.score",
 }
 
 __all__ = publish(__name__, _HOMES)

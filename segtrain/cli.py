@@ -1,4 +1,4 @@
-"""The command `segtrain`: fit | predict | compare | report | methods. Heavy imports wait inside the commands."""
+"""The command `segtrain`: fit | predict | score | compare | report | methods. Heavy imports wait inside."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from synth.core.checks import UserError
 from synth.core.shell import is_main, refuse, required, run, say, take, take_number
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from segtrain.report import Report
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -91,6 +93,40 @@ def predict(model: Path = typer.Argument(..., help="out folder of segtrain fit")
 
 
 @app.command()
+def score(model: Path = typer.Argument(..., help="out folder of segtrain fit"),
+          overrides: list[str] = typer.Argument(None, metavar="data.labelled=DIR [data.mask_map=...] [out=DIR]"),
+          tolerance: float = typer.Option(0.0, min=0, help="of NSD, px; 0 = one pixel of the network's size"),
+          align: str = typer.Option("", metavar="DIR", help="as in segtrain predict"),
+          strength: float = typer.Option(1.0, min=0, max=1, help="how far --align goes"),
+          dry_run: bool = DRY_RUN) -> None:
+    """Score a segmenter on labelled images it has not seen: segtrain score MODEL data.labelled=DIR [out=DIR].
+
+    Dice, NSD, HD95 and ASD at the images' own size, with intervals over groups. Images and patients that it was trained
+    with are refused.
+    """
+    from segtrain.score import score as run_score
+    from segtrain.segmenter import load_segmenter
+    from synth.formats import load_pairs
+
+    out, rest = take(overrides, "out")
+    folder, rest = take(rest, "data.labelled")
+    mask_map, rest = take(rest, "data.mask_map")
+    refuse(rest, "data.labelled=, data.mask_map= and out=")
+    folder = required(folder, "data.labelled", "data/test")
+    if dry_run:
+        typer.echo(f"model: {model}\ndata.labelled: {folder}\ndata.mask_map: {mask_map or 'none'}\n"
+                   f"out: {out or 'none'}\ntolerance: {tolerance or 'one pixel of the working size'}\n"
+                   f"align: {align or 'no'}\nstrength: {strength}")
+        return
+    info = load_segmenter(model).info
+    found = run_score(model, load_pairs(folder, mask_map=mask_map, channels=info.channels, like=info), out=out,
+                      tolerance_px=tolerance or None, align=align or None, strength=strength)
+    _print(found.table())
+    if out:
+        say(f"{out}: scores.csv, scores.json")
+
+
+@app.command()
 def compare(config: Path = ARMS_CONFIG, overrides: list[str] = OVERRIDES, dry_run: bool = DRY_RUN) -> None:
     """Compare arms over label draws and seeds: segtrain compare CONFIG data.root=DIR out=DIR."""
     from segtrain.compare import compare as run_compare
@@ -135,12 +171,16 @@ def _sample(model: Path, images: str, out: str, n: int) -> None:
     say(f"{out}: {len(write_plausible(segmenter, found, out=out, n=n))} pairs of plausible masks")
 
 
-def _show(found: Report) -> None:
+def _print(table: Table) -> None:
     from rich.console import Console
 
     if is_main():
         # A pipe or a narrow window would squeeze the numbers away; a wide table only wraps.
-        Console(width=max(Console().width, 140)).print(found.table())
+        Console(width=max(Console().width, 140)).print(table)
+
+
+def _show(found: Report) -> None:
+    _print(found.table())
     for line in (*found.sentences, str(found.out / "report.html")):
         say(line)
 

@@ -185,6 +185,12 @@ class Segmenter:
         write_json(Path(folder) / "config.json", self.config.model_dump(mode="json"))
         replace_file(Path(folder) / "model.safetensors", lambda path: save_file(state, path))
 
+    @staticmethod
+    def home(folder: str | Path) -> Path:
+        """Returns where the files of a segmenter lie: in a run's folder, its `model` folder."""
+        run = Path(folder)
+        return run / "model" if (run / "model").is_dir() else run
+
     @classmethod
     def load(cls, folder: str | Path) -> Segmenter:
         """Returns the segmenter of a run's folder, or of the `model` folder in it; nothing is unpickled.
@@ -192,8 +198,7 @@ class Segmenter:
         Raises:
             UserError: if there is none.
         """
-        run = Path(folder)
-        home = run / "model" if (run / "model").is_dir() else run
+        home = cls.home(folder)
         if not (home / "config.json").is_file() or not (home / "model.safetensors").is_file():
             raise UserError(str(folder), rule="no fitted segmenter is there",
                             repair="give the out folder of a finished segtrain fit")

@@ -23,6 +23,7 @@ from segtrain.streams.ahead import Ahead
 from segtrain.streams.extras import Extras
 from segtrain.streams.fingerprint import Standard, measure
 from segtrain.streams.stored import info_of
+from segtrain.taught import Taught
 from segtrain.topology import TOPOLOGIES
 from synth.core.checks import UserError
 from synth.core.config import load_config, save_config
@@ -121,6 +122,7 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
         result = train(recipe, batches, out, plan.settings.loop, label=f"segtrain {plan.method.name}")
     segmenter = Segmenter(recipe.predictor(), _describe(plan.settings, info, recipe), result)
     if state.is_main_process:
+        Taught.of(streams.shown(), (labelled, synthetic, unlabelled)).save(out / "model")
         segmenter.save(out / "model")
     state.wait_for_everyone()
     return segmenter

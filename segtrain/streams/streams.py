@@ -133,6 +133,10 @@ class Streams:
             found["observers"] = print_of(self.observers)
         return found
 
+    def shown(self) -> tuple[Arrays, ...]:
+        """Returns the real images that training looks at in any way, calibration included."""
+        return tuple(part for part in (self.labelled, self.unlabelled, self.calibration) if part is not None)
+
     def batches(self, step: int, rank: int, n_ranks: int) -> Batch:
         """Returns this rank's part of batch `step`: a pure function, so a restart needs no state.
 
