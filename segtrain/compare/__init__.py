@@ -48,7 +48,7 @@ def compare(config: str | Path | CompareSettings | dict | None, labelled: PairSe
     parts = prepare(settings, labelled, unlabelled, test)
     arms = choose_arms(settings.arms, baseline=settings.baseline,
                        has_unlabelled=all(parts.unlabelled_of(draw) is not None for draw in parts.draws))
-    check_methods(arms, settings.method, SegmentSettings(**settings.segment))
+    check_methods(arms, settings.method, SegmentSettings(**settings.segment), settings.data)
     out = Path(out)
     claim_folder(out, kind="compare", identity={"data": parts.source})
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from synth.core.checks import UserError
 
 if TYPE_CHECKING:
+    from segtrain.compare.settings import CompareData
     from segtrain.settings import SegmentSettings
 
 ENGINES = ("inpaint", "translate")
@@ -45,6 +46,10 @@ class Arm:
 
 REAL = Arm("real")
 """Labelled images alone."""
+
+
+BESIDE = {"stored": "real+unlabelled:external", "observers": "real:observers"}
+"""Masks that may lie beside the images, and an arm that reads them."""
 
 
 def parts_of(kind: str) -> tuple[str, ...]:
@@ -89,22 +94,29 @@ def method_of(arm: Arm, default: str) -> str:
     return arm.method or (default if arm.unlabelled else "supervised")
 
 
-def check_methods(arms: Sequence[Arm], default: str, segment: SegmentSettings) -> None:
+def check_methods(arms: Sequence[Arm], default: str, segment: SegmentSettings, data: CompareData) -> None:
     """Returns nothing; raises if an arm could not be trained, so that no other is before that is found out.
 
     Raises:
         UserError: naming the method that there is not, that needs what a comparison has not, or that would not use the
-            unlabelled images.
+            unlabelled images; or `data.stored` or `data.observers`, if no arm reads them.
     """
     from segtrain.method import load_method
     from segtrain.train import make_extras
 
+    unread = {name for name in BESIDE if getattr(data, name)}
     for arm in arms:
         method = load_method(method_of(arm, default))
-        make_extras(method)
+        given = {name: getattr(data, name) for name in BESIDE if method.needs(name)}
+        make_extras(method, **given)
+        unread -= given.keys()
         if arm.unlabelled and not (method.needs("unlabelled") or segment.augment.spectrum.needs_unlabelled):
             raise UserError(f"method={default}", rule=f"arm {arm.name} has unlabelled images and it does not use them",
                             repair="take method=fixmatch_ema, or drop the arm")
+    if unread:
+        name = min(unread)
+        raise UserError(f"data.{name}", rule="no arm's method reads it", repair=f"leave it out, or add the arm "
+                        f"{BESIDE[name]}")
 
 
 def choose_arms(names: Sequence[str], *, baseline: str, has_unlabelled: bool) -> tuple[Arm, ...]:

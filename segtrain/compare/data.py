@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segtrain.compare.beside import Beside
 from segtrain.compare.splits import LabelDraw
 from synth.core.checks import IGNORE, UserError
 from synth.core.files import hash_json, sha256
@@ -23,6 +24,7 @@ class Parts:
         labelled: pairs that label draws choose from. pile: images without masks, None if there are none.
         notes: what the data set says of itself, and what was decided about it; for the report.
         source: fingerprint of everything that was read, before any split.
+        stored, observers: masks beside the training images, for the methods that read them; None = none.
     """
 
     labelled: PairSet
@@ -31,6 +33,8 @@ class Parts:
     draws: tuple[LabelDraw, ...]
     notes: tuple[str, ...]
     source: str
+    stored: Beside | None = None
+    observers: Beside | None = None
 
     def labelled_of(self, draw: LabelDraw) -> PairSet:
         """Returns the pairs that `draw` labels."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from segtrain.compare.data import Parts, choose, fingerprint, hide, shrink, with_range
+from segtrain.compare.beside import TRUST, Beside, observers_beside, stored_beside
+from segtrain.compare.data import Parts, choose, fingerprint, hide, join, shrink, with_range
 from segtrain.compare.settings import CompareSettings
 from segtrain.compare.splits import LabelDraw, Member, check_disjoint, draw_labels, split_test
 from synth.core.checks import IGNORE, UserError
@@ -55,7 +56,29 @@ def prepare(settings: CompareSettings, labelled: PairSet | None = None, unlabell
     if not splits_itself and budget > len(pairs):
         notes.append(f"n_labelled={budget}, but the labelled set holds {len(pairs)}: all of them are used.")
         budget = len(pairs)
-    return Parts(pairs, pile, held_out, _label_draws(settings, pairs, budget, notes), tuple(notes), source)
+    draws = _label_draws(settings, pairs, budget, notes)
+    stored = _stored(settings, draws, labelled, unlabelled and pile and choose(unlabelled, pile.ids))
+    notes += [TRUST] if stored else []
+    return Parts(pairs, pile, held_out, draws, tuple(notes), source, stored, _observers(settings, draws, labelled))
+
+
+def _stored(settings: CompareSettings, draws: Sequence[LabelDraw], labelled: ImageSet,
+            pile: ImageSet | None) -> Beside | None:
+    # Of what some draw leaves unlabelled, and beside the images at their native size.
+    if not settings.data.stored:
+        return None
+    hidden = {name for draw in draws for name in draw.hidden}
+    sets = ([choose(labelled, hidden)] if hidden else []) + ([pile] if pile else [])
+    if not sets:
+        raise UserError("data.stored", rule="no image is unlabelled in any label draw", repair="leave it out")
+    return stored_beside(settings.data.stored, join(sets), settings.size, labelled.info.n_classes)
+
+
+def _observers(settings: CompareSettings, draws: Sequence[LabelDraw], labelled: ImageSet) -> Beside | None:
+    if not settings.data.observers:
+        return None
+    shown = choose(labelled, {name for draw in draws for name in draw.labelled})
+    return observers_beside(settings.data.observers, shown, settings.size)
 
 
 def _check_alike(other: ImageSet, pairs: ImageSet) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from segtrain.compare.arms import ENGINES, REAL, Arm, engines_of, method_of
+from segtrain.compare.arms import BESIDE, ENGINES, REAL, Arm, engines_of, method_of
+from segtrain.compare.beside import Beside
 from segtrain.compare.content import Content
 from segtrain.compare.data import Parts
 from segtrain.compare.making import count_verdicts, made_identity, make_pairs, make_ready
@@ -206,6 +207,20 @@ class Bench:
     def _method(self, arm: Arm) -> str:
         return method_of(arm, self.settings.method)
 
+    def _beside(self, arm: Arm) -> dict[str, Beside]:
+        # Masks beside the images that the arm's method reads, by their name among the arguments of a fit.
+        from segtrain.method import load_method
+
+        method = load_method(self._method(arm))
+        return {name: getattr(self.parts, name) for name in BESIDE if method.needs(name)}
+
+    def _written(self, arm: Arm) -> dict[str, Path | list[Path]]:
+        found = {name: beside.write(self._folder(name, beside.fingerprint()))
+                 for name, beside in self._beside(arm).items()}
+        if "observers" in found:
+            found["observers"] = sorted((p for p in found["observers"].iterdir()), key=lambda p: int(p.name))
+        return found
+
     def segmenter_folder(self, job: Job) -> Path:
         """Returns where a run lies. Arms that would train on the same things share it."""
         from segtrain.method import method_text
@@ -217,7 +232,8 @@ class Bench:
             read, self.settings.size, method_text(self._method(job.arm)), self._seed(job),
             self.content.labelled(job.draw), made.folder if made and made.kept else None,
             self.content.unlabelled(job.draw) if job.arm.unlabelled else None,
-            *([] if prior is None else [prior.content_hash()])])
+            *([] if prior is None else [prior.content_hash()]),
+            *(beside.fingerprint() for beside in self._beside(job.arm).values())])
 
     def segmenter(self, job: Job) -> Segmenter:
         """Returns the segmenter of one run, trained or resumed if need be. Test groups are barred by name."""
@@ -228,6 +244,7 @@ class Bench:
             self.settings.segment, self.parts.labelled_of(job.draw), synthetic=self.kept(made) if made else None,
             unlabelled=self.parts.unlabelled_of(job.draw) if job.arm.unlabelled else None, method=self._method(job.arm),
             out=self.segmenter_folder(job), held_out=self._held_out, prior=self._prior(self._method(job.arm)),
+            **self._written(job.arm),
             overrides=(f"size={self.settings.size}", f"loop.seed={self._seed(job)}"))
 
     def scores_file(self, job: Job) -> Path:

@@ -25,7 +25,9 @@ class CompareData(Settings):
     """Where the images are: one labelled set (`root`), which is then split by group, or up to three folders.
 
     `prior` is the folder of a frequency prior for the runs that use one, of no test group; null = each fits its own on
-    its labelled pairs.
+    its labelled pairs. `stored` (pseudo-labels of whatever is unlabelled in a draw: masks/ID.png, perhaps
+    confidence/ID.png) and `observers` (further annotators' folders, masks/ID.png of what is labelled in a draw) are for
+    the arms whose method reads them.
     """
 
     root: str | None = None
@@ -35,6 +37,8 @@ class CompareData(Settings):
     mask_map: str | None = None
     channels: int | None = None
     prior: str | None = None
+    stored: str | None = None
+    observers: tuple[str, ...] = ()
 
 
 class SplitSettings(Settings):
