@@ -102,7 +102,7 @@ class PlainFixMatch(Plain):
                 pseudo = warp.move(pseudo, nearest=True)
         seen, others = self.net(torch.cat([images, strong])).split([len(images), len(strong)])
         weight = self.ramp.at(progress, self.settings.loop.steps)
-        of_pile = soft_dice_loss(others, pseudo, present_only=True)
+        of_pile = soft_dice_loss(others, pseudo, present_only=True) * (pseudo != IGNORE).float().mean()
         loss = self.update(supervised(seen, labels) + weight * of_pile, progress)
         self.follow()
         return loss

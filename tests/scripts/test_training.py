@@ -50,6 +50,7 @@ def test_the_plain_loop_has_the_methods_own_numbers() -> None:
     method = load_method("fixmatch_ema")
     (view,) = method.views
     assert [step.name for step in view.perturb] == ["strong", "cutmix"] and view.loss.name == "dice"
+    assert view.loss.args == {"norm": "all"}
     assert view.perturb[0].args == Strong().model_dump(mode="json")
     assert view.perturb[1].args == CutMix().model_dump(mode="json")
     assert view.target[1].args["tau"] == plain.TAU and method.topology.args["decay"] == plain.DECAY
