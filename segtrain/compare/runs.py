@@ -86,7 +86,9 @@ class Bench:
         from synth.fit import fit
 
         own = self._own_draw(engine, draw)
-        pile = self.parts.unlabelled_of(own) if engine == "inpaint" else None  # a translator learns from pairs alone
+        # A translator learns from pairs alone, unless its settings say otherwise.
+        takes_pile = engine == "inpaint" or self.settings.translate["loss"]["unlabelled"] > 0
+        pile = self.parts.unlabelled_of(own) if takes_pile else None
         space = (f"autoencoder.kind={self.content.space(draw)}",) if engine == "inpaint" else ()
         return fit(getattr(self.settings, engine), self.parts.labelled_of(own), pile,
                    out=self.generator_folder(engine, draw), overrides=(f"size={self.settings.size}", *space))

@@ -77,29 +77,50 @@ def fit_translate(settings: TranslateSettings, labelled: PairSet, unlabelled: Im
 
     Raises:
         UserError: if the settings do not fit, the translator has collapsed, `out` holds another run, there is one pair
-            alone, or there are unlabelled images: a translator learns from pairs.
+            alone, or there are unlabelled images that it would not use, or none where it wants them.
     """
-    if unlabelled is not None and len(unlabelled):
-        raise UserError(unlabelled.where, rule="a translator learns from labelled pairs alone", repair="leave "
-                        "data.unlabelled out")
+    _check_unlabelled(settings, labelled, unlabelled)
     if len(labelled) < 2:
         raise UserError(f"{labelled.where}: 1 labelled pair", rule="a translator needs two or more: whether its images "
                         "differ enough is judged by how real ones do", repair="label another image, or fit an "
                         "inpainter")
     check_settings(settings, n_ranks=PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes)
     arrays = labelled.arrays(settings.size)
-    arrays = arrays.select(np.argsort(np.array(arrays.ids), kind="stable"))  # the order of arrival is no setting
+    arrays = _in_order(arrays)
+    pile = None if unlabelled is None else _in_order(unlabelled.arrays(settings.size).without_masks())
     apart = {"data": True, "out": True, "collapse": {"min_diversity", "max_overfit", "features"}}
     claim_folder(out, kind="translate", identity={"settings": settings.model_dump(mode="json", exclude=apart),
-                                                  "images": arrays.fingerprint()})
+                                                  "images": arrays.fingerprint(),
+                                                  **({} if pile is None else {"unlabelled": pile.fingerprint()})})
     if not (out / "model_index.json").exists():
         save_config(settings, out / "config.yaml")
-        pipeline = _train_pipeline(settings, arrays, out)
+        pipeline = _train_pipeline(settings, arrays, pile, out)
         if PartialState().is_main_process:
             save_pipeline(pipeline, out)
         PartialState().wait_for_everyone()
     # What is returned is what was saved, so a fresh fit and a reloaded one cannot differ.
     return load_translator(out)
+
+
+def _in_order(arrays: Arrays) -> Arrays:
+    # The order of arrival is no setting.
+    return arrays.select(np.argsort(np.array(arrays.ids), kind="stable"))
+
+
+def _check_unlabelled(settings: TranslateSettings, labelled: PairSet, unlabelled: ImageSet | None) -> None:
+    wanted = settings.loss.unlabelled > 0
+    if wanted and settings.model != "oasis":
+        raise UserError(f"loss.unlabelled={settings.loss.unlabelled:g}", rule=f"the discriminator of {settings.model} "
+                        "judges an image by its mask, and an unlabelled one has none", repair="take model=oasis")
+    if unlabelled is None and wanted:
+        raise UserError(f"loss.unlabelled={settings.loss.unlabelled:g}", rule="there are no unlabelled images",
+                        repair="give data.unlabelled, or write 0")
+    if unlabelled is not None and not wanted:
+        raise UserError(unlabelled.where, rule="with loss.unlabelled=0 a translator learns from labelled pairs alone",
+                        repair="leave data.unlabelled out, or write loss.unlabelled=1 (model=oasis)")
+    if unlabelled is not None and unlabelled.info.channels != labelled.info.channels:
+        raise UserError(unlabelled.where, rule=f"its images have {unlabelled.info.channels} channels, the labelled "
+                        f"{labelled.info.channels}", repair=f"read them with channels={labelled.info.channels}")
 
 
 def _shown(arrays: Arrays) -> Shown:
@@ -108,12 +129,14 @@ def _shown(arrays: Arrays) -> Shown:
                  labels_to_told(labels, frames, n_classes=arrays.info.n_classes))
 
 
-def _train_pipeline(settings: TranslateSettings, arrays: Arrays, out: Path) -> TranslatePipeline:
+def _train_pipeline(settings: TranslateSettings, arrays: Arrays, pile: Arrays | None,
+                    out: Path) -> TranslatePipeline:
     info = arrays.info
     training, held = split_aside(arrays, settings.collapse.held_aside, seed=settings.loop.seed)
     words = {"channels": info.channels, "n_classes": info.n_classes}
     recipe = TranslateRecipe(build_translator(settings, **words), build_discriminator(settings, **words), settings)
-    train(recipe, pair_batches(training, held, settings), out / "translator_run", settings.loop, label=settings.model)
+    train(recipe, pair_batches(training, held, settings, pile=pile), out / "translator_run", settings.loop,
+          label=settings.model)
     low, high = info.intensity_range
     pipeline = TranslatePipeline(recipe.averages["translator"].net.cpu(), info.n_classes, settings.model, unit_low=low,
                                  unit_high=high)

@@ -29,6 +29,15 @@ def drawn_segmentation(logits: torch.Tensor) -> torch.Tensor:
     return -F.log_softmax(logits, 1)[:, -1].mean()
 
 
+def real_segmentation(logits: torch.Tensor) -> torch.Tensor:
+    """Returns the scalar cross entropy of logits (B, K + 1, H, W) with "any real class" at every pixel.
+
+    All that is known of an image without labels. Not in the paper; the unsupervised half of Salimans et al. 2016,
+    section 5, pixel by pixel.
+    """
+    return F.softplus(-realness(logits)).mean()
+
+
 def realness(logits: torch.Tensor) -> torch.Tensor:
     """Returns log p(any real class) / p(drawn) of logits (B, K + 1, H, W), (B, 1, H, W): high = real."""
     return logits[:, :-1].logsumexp(1, keepdim=True) - logits[:, -1:]

@@ -20,6 +20,7 @@ from synth.gan.losses import (
     labelmix,
     labelmix_consistency,
     noise_response,
+    real_segmentation,
     realness,
 )
 from synth.gan.networks import N_EXTRA, SpadeTranslator, Translator, UNetTranslator
@@ -54,8 +55,14 @@ def draw_told(told: torch.Tensor, n_code: int) -> tuple[torch.Tensor, torch.Tens
     return torch.cat([told, field], 1), torch.randn(len(told), n_code, device=told.device)
 
 
+def _pile(batch: Batch, how: Alteration) -> list[torch.Tensor]:
+    """Returns the images without labels of a batch, altered as its pairs are; none where it has none."""
+    return [alter_images(batch["pile"], how)] if "pile" in batch else []
+
+
 class TranslateRecipe(Recipe):
-    """pix2pix and SPADE: a patch discriminator of image and condition, hinge, L1. OASIS: a segmenter of K + 1 classes.
+    """pix2pix and SPADE: a patch discriminator of image and condition, hinge, L1. OASIS: a segmenter of K + 1 classes,
+    which may also see images without labels: those are of any class but the last.
 
     Real and drawn images of one mask are altered alike (`draw_alteration`) before they are judged, whatever the model.
     """
@@ -135,11 +142,15 @@ class TranslateRecipe(Recipe):
             labels = alter_labels(batch["labels"], how, fill=IGNORE)
             mask = draw_labelmix(labels)
             # One forward for all, as a data-parallel wrapper expects it.
-            on_real, on_fake, on_mix = judge(torch.cat([a, b, labelmix(a, b, mask)])).chunk(3)
+            on_real, on_fake, on_mix, *on_pile = judge(torch.cat([a, b, labelmix(a, b, mask), *_pile(batch, how)])
+                                                       ).split(len(a))
             consistency = labelmix_consistency(on_mix, on_real, on_fake, mask)
             loss = (balanced_segmentation(on_real, labels) + drawn_segmentation(on_fake)
                     + self.settings.loss.labelmix * consistency)
             scalars, on_real = {"consistency": consistency.detach()}, realness(on_real)
+            for logits in on_pile:
+                loss = loss + self.settings.loss.unlabelled * real_segmentation(logits)
+                scalars["sign_unlabelled"] = realness(logits).detach().sign().mean()
         else:
             on_real, on_fake = judge(torch.cat([a, b])).chunk(2)
             loss, scalars = hinge_loss(on_real, on_fake), {}

@@ -51,12 +51,14 @@ class LossSettings(Settings):
         l1: to the real image of the mask (pix2pix, spade).
         response: of the images' answer to their noise (pix2pix, spade), up to response_bound.
         labelmix: of LabelMix's consistency (oasis).
+        unlabelled: of images without labels, which the discriminator is to call real (oasis); 0 = none are taken.
     """
 
     l1: float = Field(10.0, ge=0)
     response: float = Field(2.0, ge=0)
     response_bound: float = Field(0.15, gt=0)
     labelmix: float = Field(10.0, ge=0)
+    unlabelled: float = Field(0.0, ge=0)
 
 
 class CollapseSettings(Settings):

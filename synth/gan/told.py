@@ -10,7 +10,7 @@ from synth.core.batches import rows_of
 from synth.core.checks import IGNORE
 from synth.core.loop import Batch, Batches
 from synth.core.pairs import Arrays
-from synth.core.rng import sample_rng, uniform
+from synth.core.rng import derive_seed, sample_rng, uniform
 from synth.core.space import labels_to_onehot, pixels_to_unit
 from synth.gan.settings import TranslateSettings
 from synth.layouts import IDENTITY, apply_image, apply_mask, apply_region, draw_fitting, keep_in_of
@@ -57,11 +57,13 @@ def _edited(arrays: Arrays, frames: np.ndarray, row: int, *, rng: torch.Generato
     return (apply_image(image, edit, extended=moved), np.where(strange, IGNORE, labels).astype(np.uint8), moved)
 
 
-def pair_batches(arrays: Arrays, held: Arrays | None, settings: TranslateSettings) -> Batches:
+def pair_batches(arrays: Arrays, held: Arrays | None, settings: TranslateSettings, *,
+                 pile: Arrays | None = None) -> Batches:
     """Returns batches of edited pairs: images (B, C, S, S), labels and frames (B, S, S), told (B, K + 2, S, S).
 
     Args:
         held: pairs that are not trained on; each batch has some, as they are, under names that begin with "held_".
+        pile: images without labels; each batch has as many as pairs, as they are, under the name "pile".
     """
     seed, info = settings.loop.seed, arrays.info
     frames, aside = frames_of(arrays), None if held is None else _batch([
@@ -72,6 +74,10 @@ def pair_batches(arrays: Arrays, held: Arrays | None, settings: TranslateSetting
         made = [_edited(arrays, frames, row, rng=sample_rng(seed, "edit", step, rank, i), settings=settings)
                 for i, row in enumerate(rows)]
         batch = _batch(made, arrays, prefix="")
+        if pile is not None:
+            others = rows_of(step, rank, n_ranks, n=len(pile), batch_size=settings.batch_size,
+                             seed=derive_seed(seed, "pile"))
+            batch["pile"] = pixels_to_unit(pile.images[others], info.intensity_range)
         if aside is not None:
             turn = step % len(held)
             batch |= {k: v.roll(-turn, 0)[:N_HELD] for k, v in aside.items()}

@@ -27,6 +27,7 @@ from synth.gan.losses import (
     labelmix,
     labelmix_consistency,
     noise_response,
+    real_segmentation,
     realness,
 )
 from synth.gan.networks import CodeNorm, MapNorm
@@ -179,3 +180,13 @@ def test_what_each_discriminator_looks_at(model: str) -> None:
     before = {k: v.clone() for k, v in recipe.nets["discriminator"].state_dict().items()}
     recipe.judge(images, told)
     assert all(torch.equal(v, before[k]) for k, v in recipe.nets["discriminator"].state_dict().items())
+
+
+def test_a_pixel_without_a_label_may_be_of_any_class_but_drawn() -> None:
+    logits = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    expected = -(1 - logits.softmax(1)[:, -1]).log().mean()
+    assert float(real_segmentation(logits)) == pytest.approx(float(expected), rel=1e-5)
+    sure = torch.zeros(1, 3, 2, 2)
+    sure[:, 0] = 20.0  # which of the real classes is no matter
+    assert float(real_segmentation(sure)) == pytest.approx(float(real_segmentation(sure.roll(1, 1))), abs=1e-6)
+    assert float(real_segmentation(sure.roll(2, 1))) > 19

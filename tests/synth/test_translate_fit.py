@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -16,6 +17,8 @@ from tiny import TRANSLATE, files_of
 import synth
 from synth.core.checks import IGNORE, UserError
 from synth.core.config import load_config
+from synth.core.pairs import Arrays, ImageSet
+from synth.core.space import pixels_to_unit
 from synth.gan import fit as fit_module
 from synth.gan.collapse import Health, Shown, enforce_health, measure_health
 from synth.gan.fit import split_aside
@@ -159,9 +162,55 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_unlabelled_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="labelled pairs alone"):
-        synth.fit(TRANSLATE, PAIRS, PAIRS, out=tmp_path / "run")
+PILE = ImageSet([dataclasses.replace(i, id=f"more_{i.id}") for i in make_phantom(6, size=32, seed=9).items], PAIRS.info)
+
+
+@pytest.mark.parametrize(("overrides", "pile", "message"), [
+    ((), PILE, "labelled pairs alone"), (("loss.unlabelled=1",), None, "there are no unlabelled images"),
+    (("loss.unlabelled=1", "model=spade"), PILE, "judges an image by its mask"),
+    (("loss.unlabelled=1",), ImageSet(make_phantom(4, size=32, channels=3).items, make_phantom(4, channels=3).info),
+     "3 channels, the labelled 1"),
+])
+def test_unlabelled_images_that_do_not_suit_are_refused(tmp_path: Path, overrides: tuple[str, ...],
+                                                        pile: ImageSet | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        synth.fit({**TRANSLATE, "model": "oasis"}, PAIRS, pile, out=tmp_path / "run", overrides=overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unlabelled_images_are_real_to_the_discriminator_and_nothing_to_the_translator() -> None:
+    settings = load_config(TranslateSettings, {**TRANSLATE, "model": "oasis", "loss": {"unlabelled": 1.0}})
+    arrays, pile = PAIRS.arrays(32), PILE.arrays(32)
+
+    def trained(pile: Arrays | None, n: int) -> TranslateRecipe:
+        recipe = TranslateRecipe(*(build(settings, channels=1, n_classes=2)
+                                   for build in (build_translator, build_discriminator)), settings)
+        recipe.device, recipe.backward = torch.device("cpu"), lambda loss: loss.backward()
+        batches = pair_batches(arrays, None, settings, pile=pile)
+        torch.manual_seed(0)
+        for step in range(n):
+            recipe.step(batches(step, 0, 1), step / n)
+        return recipe
+
+    (one, other), names = (trained(pile, 1), trained(None, 1)), ("translator", "discriminator")
+    same = {name: all(torch.equal(a, b) for a, b in zip(one.nets[name].parameters(), other.nets[name].parameters(),
+                                                        strict=True)) for name in names}
+    assert same == {"translator": True, "discriminator": False}  # the translator moves first, by the old judge
+    images = pixels_to_unit(pile.images, PILE.info.intensity_range)
+    told = torch.zeros(len(images), 4, 32, 32)
+    signs = [float(trained(seen, 30).judge(images, told).mean()) for seen in (pile, None)]
+    assert signs[0] > signs[1] + 0.1
+
+
+def test_a_fit_with_unlabelled_images_ends_the_same_in_any_order_and_knows_which(tmp_path: Path) -> None:
+    config = {**TRANSLATE, "model": "oasis", "loss": {"unlabelled": 1.0}}
+    whole = synth.fit(config, PAIRS, PILE, out=tmp_path / "run", overrides=OPEN)
+    lines = (tmp_path / "run" / "translator_run" / "stats.jsonl").read_text().splitlines()
+    assert all("sign_unlabelled" in json.loads(line) for line in lines)
+    assert synth.fit(config, PAIRS, PILE.select(range(5, -1, -1)), out=tmp_path / "other",
+                     overrides=OPEN).content_hash() == whole.content_hash()
+    with pytest.raises(UserError, match="unlabelled"):
+        synth.fit(config, PAIRS, PILE.select(range(5)), out=tmp_path / "run", overrides=OPEN)
 
 
 def test_one_pair_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
