@@ -1,4 +1,7 @@
-"""What a segmenter was trained with, as hashes, so that nothing of it is scored as if it were new."""
+"""What a segmenter was trained with, as hashes, so that nothing of it is scored as if it were new.
+
+A hash of a short name can be guessed: the file is for whoever holds the data, not for those who are given the model.
+"""
 
 from __future__ import annotations
 
