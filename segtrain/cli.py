@@ -122,6 +122,8 @@ def score(model: Path = typer.Argument(..., help="out folder of segtrain fit"),
     found = run_score(model, load_pairs(folder, mask_map=mask_map, channels=info.channels, like=info), out=out,
                       tolerance_px=tolerance or None, align=align or None, strength=strength)
     _print(found.table())
+    for note in found.notes:
+        say(f"note: {note}")
     if out:
         say(f"{out}: scores.csv, scores.json")
 

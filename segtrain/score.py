@@ -48,8 +48,7 @@ class Scored:
         """Returns the means as a table for the terminal."""
         from rich.table import Table
 
-        table = Table(title=f"{len(self.cases)} cases of {len({c.group for c in self.cases})} groups",
-                      caption="; ".join(self.notes))
+        table = Table(title=f"{len(self.cases)} cases of {len({c.group for c in self.cases})} groups")
         for name in ("score", "mean", "95 %"):
             table.add_column(name, justify="left" if name == "score" else "right", no_wrap=True)
         for name, mean in self.means.items():
