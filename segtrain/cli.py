@@ -76,9 +76,7 @@ def predict(model: Path = typer.Argument(..., help="out folder of segtrain fit")
     samples, rest = take_number(rest, "samples", None)
     images, out = required(images, "images", "data/unlabelled"), required(out, "out", "masks")
     refuse(rest, "images=, out= and samples=")
-    if strength != 1 and not align:
-        raise UserError(f"--strength {strength}", rule="it says how far --align goes, and that is off",
-                        repair="add --align DIR, or leave --strength out")
+    _check_strength(strength, align)
     if dry_run:
         typer.echo(f"model: {model}\nimages: {images}\nout: {out}\nalign: {align or 'no'}\nstrength: {strength}\n"
                    f"samples: {samples}")
@@ -113,6 +111,7 @@ def score(model: Path = typer.Argument(..., help="out folder of segtrain fit"),
     mask_map, rest = take(rest, "data.mask_map")
     refuse(rest, "data.labelled=, data.mask_map= and out=")
     folder = required(folder, "data.labelled", "data/test")
+    _check_strength(strength, align)
     if dry_run:
         typer.echo(f"model: {model}\ndata.labelled: {folder}\ndata.mask_map: {mask_map or 'none'}\n"
                    f"out: {out or 'none'}\ntolerance: {tolerance or 'one pixel of the working size'}\n"
@@ -161,6 +160,12 @@ def methods(name: str = typer.Argument("", help="one of them, or a YAML file; wi
     for path in sorted(METHODS.glob("*.yaml")):
         method = load_method(path)
         say(f"{method.name:<16}{'unlabelled  ' if method.needs('unlabelled') else 'labels only '}{method.citation}")
+
+
+def _check_strength(strength: float, align: str) -> None:
+    if strength != 1 and not align:
+        raise UserError(f"--strength {strength}", rule="it says how far --align goes, and that is off",
+                        repair="add --align DIR, or leave --strength out")
 
 
 def _sample(model: Path, images: str, out: str, n: int) -> None:

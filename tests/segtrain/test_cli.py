@@ -71,6 +71,9 @@ def test_a_dry_run_prints_settings_that_can_be_read_again(
     (["fit", str(CONFIGS / "tiny/segment.yaml"), "data.labelled=nowhere", "out=x"], "no such folder"),
     (["predict", "nowhere", "images=x", "out=y"], "no fitted segmenter"),
     (["predict", "nowhere", "image=x"], "images="),
+    (["score", "nowhere", "data.labelled=x"], "no fitted segmenter"),
+    (["score", "nowhere"], "data.labelled="),
+    (["score", "nowhere", "data.labelled=x", "--strength", "0.5"], "--strength"),
 ])
 def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], match: str, monkeypatch: pytest.MonkeyPatch,
                                                capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
