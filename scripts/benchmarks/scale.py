@@ -134,7 +134,8 @@ def as_shown(generator: Generator, sources: Sequence[Pair], *, batch: int) -> li
 def changed_pixels(made: Iterable[Pair], sources: Iterable[Pair]) -> tuple[int, int, int]:
     """Returns how many kept pixels differ from the source of the same candidate, of how many, and of how many pairs.
 
-    The mask is the source's own; a pair whose mask differs counts every pixel that does.
+    The mask is the source's own; a pair whose mask differs counts every pixel that does. Where an object was mirrored in
+    at the border, the source shows it and calls it unknown; a generator paints over it, and says background.
     """
     original = {pair.id.partition("-")[2]: pair for pair in sources}
     changed = kept = pairs = 0
@@ -142,7 +143,8 @@ def changed_pixels(made: Iterable[Pair], sources: Iterable[Pair]) -> tuple[int, 
         source = original[pair.id.partition("-")[2]]
         keep = (source.mask > 0) & (source.mask != IGNORE)
         differs = pair.image[keep] != source.image[keep]
-        changed += int((differs.any(-1) if differs.ndim > 1 else differs).sum()) + int((pair.mask != source.mask).sum())
+        relabelled = (pair.mask != source.mask) & ~((source.mask == IGNORE) & (pair.mask == 0))
+        changed += int((differs.any(-1) if differs.ndim > 1 else differs).sum()) + int(relabelled.sum())
         kept, pairs = kept + int(keep.sum()), pairs + 1
     return changed, kept, pairs
 

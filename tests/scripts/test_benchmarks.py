@@ -13,7 +13,7 @@ import pytest
 import torch
 from phantom import make_phantom
 
-from synth.core.checks import UserError
+from synth.core.checks import IGNORE, UserError
 from synth.core.pairs import Pair
 from synth.diffusion.autoencoder import build_autoencoder, encode_statistics, standardise
 from synth.diffusion.codec import PixelCodec, unit_to_latents
@@ -211,6 +211,10 @@ def test_every_changed_kept_pixel_is_counted() -> None:
     assert scale.changed_pixels(made, sources) == (1, 8, 2)
     made[1].mask[0, 3] = 1
     assert scale.changed_pixels(made, sources) == (2, 8, 2)
+    sources[0].mask[3, 0] = IGNORE  # unknown there, for it was mirrored in; painted over here
+    assert scale.changed_pixels(made, sources) == (2, 8, 2)
+    made[0].mask[3, 0] = 1
+    assert scale.changed_pixels(made, sources) == (3, 8, 2)
 
 
 def test_cells_are_chosen_by_question_or_name() -> None:
