@@ -134,8 +134,8 @@ def as_shown(generator: Generator, sources: Sequence[Pair], *, batch: int) -> li
 def changed_pixels(made: Iterable[Pair], sources: Iterable[Pair]) -> tuple[int, int, int]:
     """Returns how many kept pixels differ from the source of the same candidate, of how many, and of how many pairs.
 
-    The mask is the source's own; a pair whose mask differs counts every pixel that does. Where an object was mirrored in
-    at the border, the source shows it and calls it unknown; a generator paints over it, and says background.
+    The mask is the source's own; a pair whose mask differs counts every pixel that does. Where an object was mirrored
+    in at the border, the source shows it and calls it unknown; a generator paints over it, and says background.
     """
     original = {pair.id.partition("-")[2]: pair for pair in sources}
     changed = kept = pairs = 0
