@@ -56,7 +56,7 @@ def test_a_run_counts_its_budget_and_leaves_its_files(semi: tuple[Segmenter, Pat
     assert segmenter.result.counts == {"images_seen": 24, "unlabelled_seen": 24}
     names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     assert names == {"run.json", "config.yaml", "method.yaml", "stats.jsonl", "checkpoint.pt", "done.json",
-                     "model/config.json", "model/model.safetensors"}
+                     "model/config.json", "model/model.safetensors", "model/taught.json"}
     last = json.loads((out / "stats.jsonl").read_text().splitlines()[-1])
     assert {"step", "loss", "loss_labelled", "loss_synthetic", "loss_unlabelled", "lambda", "kept"} <= set(last)
 
