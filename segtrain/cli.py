@@ -103,8 +103,6 @@ def score(model: Path = typer.Argument(..., help="out folder of segtrain fit"),
     with are refused.
     """
     from segtrain.score import score as run_score
-    from segtrain.segmenter import load_segmenter
-    from synth.formats import load_pairs
 
     out, rest = take(overrides, "out")
     folder, rest = take(rest, "data.labelled")
@@ -117,9 +115,8 @@ def score(model: Path = typer.Argument(..., help="out folder of segtrain fit"),
                    f"out: {out or 'none'}\ntolerance: {tolerance or 'one pixel of the working size'}\n"
                    f"align: {align or 'no'}\nstrength: {strength}")
         return
-    info = load_segmenter(model).info
-    found = run_score(model, load_pairs(folder, mask_map=mask_map, channels=info.channels, like=info), out=out,
-                      tolerance_px=tolerance or None, align=align or None, strength=strength)
+    found = run_score(model, folder, mask_map=mask_map, out=out, tolerance_px=tolerance or None, align=align or None,
+                      strength=strength)
     _print(found.table())
     for note in found.notes:
         say(f"note: {note}")

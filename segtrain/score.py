@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from segtrain.metrics import CaseScores, score_cases
+from segtrain.report import interval, number
 from segtrain.segmenter import Segmenter, predict_pair
 from segtrain.statistics import Estimate, mean_interval
-from segtrain.taught import Taught
 from synth.core.checks import UserError
 from synth.core.files import claim_folder, write_json, write_text
 from synth.core.pairs import PairSet
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 METRICS = ("dice", "nsd", "hd95", "asd")
+UNKNOWN = ("this segmenter was saved by a version that did not note its training images: whether one of these is among "
+           "them is not known")
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,11 @@ class Scored:
             table.add_column(name, justify="left" if name == "score" else "right", no_wrap=True)
         for name, mean in self.means.items():
             unit = f" {self.unit}" if name in ("hd95", "asd") else ""
-            table.add_row(f"{name}{unit}", "none" if mean is None else f"{mean.mean:.3f}", _interval(mean))
+            ci = None if mean is None or mean.low is None else (mean.low, mean.high)
+            table.add_row(f"{name}{unit}", "none" if mean is None else number(mean.mean), interval(ci))
         if len(self.classes) > 1:
             for name, value in self.per_class.items():
-                table.add_row(f"dice of {name}", f"{value:.3f}", "")
+                table.add_row(f"dice of {name}", number(value), "")
         return table
 
     def as_json(self) -> dict[str, object]:
@@ -80,20 +83,18 @@ class Scored:
         return text.getvalue()
 
 
-def _interval(mean: Estimate | None) -> str:
-    return "none" if mean is None or mean.low is None else f"{mean.low:.3f} to {mean.high:.3f}"
-
-
-def score(model_folder: str | Path, pairs: PairSet | str | Path, *, out: str | Path | None = None,
-          tolerance_px: float | None = None, align: FrequencyPrior | str | Path | None = None,
-          strength: float = 1.0) -> Scored:
+def score(  # noqa: PLR0913 - what is scored, how it is read, how it is measured
+        model_folder: str | Path, pairs: PairSet | str | Path, *, mask_map: str | None = None,
+        out: str | Path | None = None, tolerance_px: float | None = None,
+        align: FrequencyPrior | str | Path | None = None, strength: float = 1.0) -> Scored:
     """Returns what the segmenter of a run scores on labelled images, each at its own size.
 
     Intervals are over groups: what other patients would say. What another training run would say is not in them; for
     that, and for differences between trainings, there is `segtrain.compare`.
 
     Args:
-        pairs: or their folder, read as the training images were. out: folder for scores.csv and scores.json.
+        pairs: or their folder, read as the training images were; `mask_map` as in `load_pairs`.
+        out: folder for scores.csv and scores.json.
         tolerance_px: of NSD; None = one pixel of the network's working resolution, at least one of the image.
         align, strength: as in `segtrain.predict`; all these images, without their masks, then decide the filter.
 
@@ -105,9 +106,8 @@ def score(model_folder: str | Path, pairs: PairSet | str | Path, *, out: str | P
     if not isinstance(pairs, PairSet):
         from synth.formats import load_pairs
 
-        pairs = load_pairs(pairs, channels=segmenter.info.channels, like=segmenter.info)
-    taught = Taught.load(Segmenter.home(model_folder))
-    _check(segmenter, pairs, taught)
+        pairs = load_pairs(pairs, mask_map=mask_map, channels=segmenter.info.channels, like=segmenter.info)
+    _check(segmenter, pairs)
     alignment = None
     if align is not None:
         align = align if isinstance(align, FrequencyPrior) else segmenter.training_spectrum(align)
@@ -115,8 +115,7 @@ def score(model_folder: str | Path, pairs: PairSet | str | Path, *, out: str | P
     identity = {"model": segmenter.content_hash(), "ids": list(pairs.ids), "tolerance_px": tolerance_px,
                 **({} if align is None else {"align": align.content_hash(), "strength": strength})}
     folder = None if out is None else claim_folder(Path(out), kind="score", identity=identity)
-    notes = () if taught else ("this segmenter was saved by a version that did not note its training images: whether "
-                               "one of these is among them is not known",)
+    notes = () if segmenter.taught else (UNKNOWN,)
     scored = _summarise(_score_all(segmenter, pairs, alignment, tolerance_px), pairs, notes)
     if folder is not None:
         write_text(folder / "scores.csv", scored.as_csv())
@@ -124,7 +123,7 @@ def score(model_folder: str | Path, pairs: PairSet | str | Path, *, out: str | P
     return scored
 
 
-def _check(segmenter: Segmenter, pairs: PairSet, taught: Taught | None) -> None:
+def _check(segmenter: Segmenter, pairs: PairSet) -> None:
     if pairs.info.n_classes != segmenter.info.n_classes:
         raise UserError(pairs.where, rule=f"its classes are {list(pairs.info.classes)}, the segmenter's "
                         f"{list(segmenter.info.classes)}", repair="give masks of the same classes, perhaps by mask_map")
@@ -132,8 +131,9 @@ def _check(segmenter: Segmenter, pairs: PairSet, taught: Taught | None) -> None:
         if item.made is not None:
             raise UserError(f"{pairs.where}: {item.id}", rule="a generator drew this pair, and a segmenter is "
                             "scored on real ones", repair="leave drawn pairs out of the test set")
-        if taught is not None:
-            taught.check(item, pair.image, size=segmenter.size, tiles=segmenter.config.tiles, where=pairs.where)
+        if segmenter.taught is not None:
+            segmenter.taught.check(item, pair.image, size=segmenter.size, tiles=segmenter.config.tiles,
+                                   where=pairs.where)
 
 
 def _score_all(segmenter: Segmenter, pairs: PairSet, alignment: Alignment | None,

@@ -16,6 +16,7 @@ from segtrain.models import Ensemble, at_depth, build_model
 from segtrain.settings import ModelSettings
 from segtrain.streams.fingerprint import Standard
 from segtrain.streams.patches import predict_tiles
+from segtrain.taught import Taught
 from synth.core.checks import UserError
 from synth.core.config import Settings, load_config
 from synth.core.device import compute_device
@@ -69,12 +70,13 @@ class Segmenter:
     """A network with what it needs to be used: the meaning of its classes and pixels, and its working size.
 
     Attributes:
-        result: what its training did, where known.
+        result: what its training did, taught: what it was trained with, where known.
     """
 
-    def __init__(self, net: nn.Module, config: SegmenterConfig, result: TrainResult | None = None) -> None:
+    def __init__(self, net: nn.Module, config: SegmenterConfig, result: TrainResult | None = None,
+                 taught: Taught | None = None) -> None:
         self.net = net.eval().requires_grad_(False)
-        self.config, self.result = config, result
+        self.config, self.result, self.taught = config, result, taught
         self._chosen = at_depth(self.net, [m.depth for m in (config.model, *config.others)]).eval()
 
     @property
@@ -95,7 +97,7 @@ class Segmenter:
         """
         models = [m.model_copy(update={"depth": depth}) for m in (self.config.model, *self.config.others)]
         config = self.config.model_copy(update={"model": models[0], "others": tuple(models[1:])})
-        return Segmenter(self.net, config, self.result)
+        return Segmenter(self.net, config, self.result, self.taught)
 
     @torch.no_grad()
     def predict(self, images: torch.Tensor, *, align: Alignment | None = None) -> torch.Tensor:
@@ -180,16 +182,12 @@ class Segmenter:
         return digest.hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
-        """Writes config.json and model.safetensors, each whole or not at all."""
+        """Writes config.json, taught.json (where known) and model.safetensors, each whole or not at all."""
         state = {name: value.detach().cpu().contiguous() for name, value in self.net.state_dict().items()}
         write_json(Path(folder) / "config.json", self.config.model_dump(mode="json"))
+        if self.taught is not None:
+            self.taught.save(Path(folder))
         replace_file(Path(folder) / "model.safetensors", lambda path: save_file(state, path))
-
-    @staticmethod
-    def home(folder: str | Path) -> Path:
-        """Returns where the files of a segmenter lie: in a run's folder, its `model` folder."""
-        run = Path(folder)
-        return run / "model" if (run / "model").is_dir() else run
 
     @classmethod
     def load(cls, folder: str | Path) -> Segmenter:
@@ -198,7 +196,8 @@ class Segmenter:
         Raises:
             UserError: if there is none.
         """
-        home = cls.home(folder)
+        run = Path(folder)
+        home = run / "model" if (run / "model").is_dir() else run
         if not (home / "config.json").is_file() or not (home / "model.safetensors").is_file():
             raise UserError(str(folder), rule="no fitted segmenter is there",
                             repair="give the out folder of a finished segtrain fit")
@@ -208,7 +207,7 @@ class Segmenter:
         device = compute_device()
         done = home.parent / "done.json"
         result = TrainResult(**json.loads(done.read_text(encoding="utf-8"))) if done.is_file() else None
-        return cls(net.to(device), config, result)
+        return cls(net.to(device), config, result, Taught.load(home))
 
 
 def load_segmenter(folder: str | Path) -> Segmenter:

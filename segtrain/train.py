@@ -120,9 +120,9 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
         return Segmenter.load(out)
     with Ahead(streams.batches, plan.settings.loop.steps) as batches:
         result = train(recipe, batches, out, plan.settings.loop, label=f"segtrain {plan.method.name}")
-    segmenter = Segmenter(recipe.predictor(), _describe(plan.settings, info, recipe), result)
+    taught = Taught.of(streams.shown(), (labelled, synthetic, unlabelled))
+    segmenter = Segmenter(recipe.predictor(), _describe(plan.settings, info, recipe), result, taught)
     if state.is_main_process:
-        Taught.of(streams.shown(), (labelled, synthetic, unlabelled)).save(out / "model")
         segmenter.save(out / "model")
     state.wait_for_everyone()
     return segmenter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,9 @@ class Beside:
     folders: dict[str, np.ndarray]
     ids: tuple[str, ...]
 
+    @cached_property
     def fingerprint(self) -> str:
-        """Returns 16 hexadecimal digits over names and values."""
+        """16 hexadecimal digits over names and values; every run of an arm is named by it."""
         return print_of(np.frombuffer(repr((sorted(self.folders), self.ids)).encode(), np.uint8),
                         *(self.folders[name] for name in sorted(self.folders)))
 

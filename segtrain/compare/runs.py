@@ -217,10 +217,10 @@ class Bench:
         return {name: getattr(self.parts, name) for name in BESIDE if method.needs(name)}
 
     def _written(self, arm: Arm) -> dict[str, Path | list[Path]]:
-        found = {name: beside.write(self._folder(name, beside.fingerprint()))
+        found = {name: beside.write(self._folder(name, beside.fingerprint))
                  for name, beside in self._beside(arm).items()}
-        if "observers" in found:
-            found["observers"] = sorted((p for p in found["observers"].iterdir()), key=lambda p: int(p.name))
+        if "observers" in found:  # a folder for each
+            found["observers"] = [found["observers"] / str(k) for k in range(len(self.settings.data.observers))]
         return found
 
     def segmenter_folder(self, job: Job) -> Path:
@@ -235,7 +235,7 @@ class Bench:
             self.content.labelled(job.draw), made.folder if made and made.kept else None,
             self.content.unlabelled(job.draw) if job.arm.unlabelled else None,
             *([] if prior is None else [prior.content_hash()]),
-            *(beside.fingerprint() for beside in self._beside(job.arm).values())])
+            *(beside.fingerprint for beside in self._beside(job.arm).values())])
 
     def segmenter(self, job: Job) -> Segmenter:
         """Returns the segmenter of one run, trained or resumed if need be. Test groups are barred by name."""

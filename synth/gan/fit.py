@@ -15,7 +15,7 @@ from synth.core.config import save_config
 from synth.core.device import compute_device
 from synth.core.files import claim_folder, write_json
 from synth.core.loop import train
-from synth.core.pairs import Arrays, ImageSet, PairSet
+from synth.core.pairs import Arrays, ImageSet, PairSet, check_joinable
 from synth.core.rng import derive_seed
 from synth.core.space import pixels_to_unit
 from synth.gan.collapse import Shown, enforce_health, measure_health
@@ -85,8 +85,7 @@ def fit_translate(settings: TranslateSettings, labelled: PairSet, unlabelled: Im
                         "differ enough is judged by how real ones do", repair="label another image, or fit an "
                         "inpainter")
     check_settings(settings, n_ranks=PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes)
-    arrays = labelled.arrays(settings.size)
-    arrays = _in_order(arrays)
+    arrays = _in_order(labelled.arrays(settings.size))
     pile = None if unlabelled is None else _in_order(unlabelled.arrays(settings.size).without_masks())
     apart = {"data": True, "out": True, "collapse": {"min_diversity", "max_overfit", "features"}}
     claim_folder(out, kind="translate", identity={"settings": settings.model_dump(mode="json", exclude=apart),
@@ -118,9 +117,8 @@ def _check_unlabelled(settings: TranslateSettings, labelled: PairSet, unlabelled
     if unlabelled is not None and not wanted:
         raise UserError(unlabelled.where, rule="with loss.unlabelled=0 a translator learns from labelled pairs alone",
                         repair="leave data.unlabelled out, or write loss.unlabelled=1 (model=oasis)")
-    if unlabelled is not None and unlabelled.info.channels != labelled.info.channels:
-        raise UserError(unlabelled.where, rule=f"its images have {unlabelled.info.channels} channels, the labelled "
-                        f"{labelled.info.channels}", repair=f"read them with channels={labelled.info.channels}")
+    if unlabelled is not None:
+        check_joinable(labelled, unlabelled, unlabelled.where)
 
 
 def _shown(arrays: Arrays) -> Shown:

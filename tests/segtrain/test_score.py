@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -123,7 +124,11 @@ def test_the_default_tolerance_is_one_pixel_of_the_network(run: Path) -> None:
 
 
 def test_a_segmenter_of_before_says_that_it_does_not_know(run: Path, tmp_path: Path) -> None:
-    Segmenter.load(run).save(tmp_path / "old")
+    Segmenter.load(run).save(tmp_path / "again")
+    with pytest.raises(UserError, match="trained with this image"):  # saved again, it still knows
+        segtrain.score(tmp_path / "again", renamed(LABELLED, "elsewhere_"))
+    shutil.copytree(run / "model", tmp_path / "old")
+    (tmp_path / "old" / "taught.json").unlink()
     found = segtrain.score(tmp_path / "old", TEST)
     assert any("not known" in note for note in found.notes)
     assert not any("not known" in note for note in segtrain.score(run, TEST).notes)

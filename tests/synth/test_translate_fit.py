@@ -168,8 +168,9 @@ PILE = ImageSet([dataclasses.replace(i, id=f"more_{i.id}") for i in make_phantom
 @pytest.mark.parametrize(("overrides", "pile", "message"), [
     ((), PILE, "labelled pairs alone"), (("loss.unlabelled=1",), None, "there are no unlabelled images"),
     (("loss.unlabelled=1", "model=spade"), PILE, "judges an image by its mask"),
+    (("loss.unlabelled=1",), ImageSet(PAIRS.items[:3], PAIRS.info), "is in the labelled set too"),
     (("loss.unlabelled=1",), ImageSet(make_phantom(4, size=32, channels=3).items, make_phantom(4, channels=3).info),
-     "3 channels, the labelled 1"),
+     r"3 channel\(s\).*labelled ones of 1 channel"),
 ])
 def test_unlabelled_images_that_do_not_suit_are_refused(tmp_path: Path, overrides: tuple[str, ...],
                                                         pile: ImageSet | None, message: str) -> None:
