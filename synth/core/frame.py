@@ -114,12 +114,11 @@ def field_of_view(images: torch.Tensor) -> torch.Tensor | None:
 
 def _full_size(images: torch.Tensor, coarse: torch.Tensor, bound: torch.Tensor, step: int) -> torch.Tensor:
     # What is no frame (B, H, W): frames `coarse` were found on every `step`-th pixel, and are no brighter than `bound`.
-    inside, n = torch.ones_like(images[:, 0], dtype=torch.bool), rows_at_a_time(images)
-    for some, area, most, out in zip(*(x.split(n) for x in (images, coarse, bound, inside)), strict=True):
-        if area.any():
-            dark = voted(_brightest(some) <= most.to(images.device)[:, None, None])
-            torch.logical_not(_refined(area.to(images.device), step, images.shape[-2:]) & dark, out=out)
-    return inside
+    dark, n = torch.empty_like(images[:, 0], dtype=torch.bool), rows_at_a_time(images)
+    for some, most, out in zip(*(x.split(n) for x in (images, bound.to(images.device), dark)), strict=True):
+        torch.le(_brightest(some), most[:, None, None], out=out)
+    # Bytes of all images at once: calls on fewer take longer to make than to compute.
+    return ~(_refined(coarse.to(images.device), step, images.shape[-2:]) & voted(dark))
 
 
 def _brightest(images: torch.Tensor) -> torch.Tensor:

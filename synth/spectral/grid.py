@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 
 ROUNDING = 1e-9
 """Added before rounding down: an integer radius must not fall into the ring below it by a rounding error."""
@@ -26,8 +25,8 @@ class Grid:
             column after column, for so transforms leave half spectra in a CPU's memory.
         cell: ring times sectors plus sector, int64, same shape. counts, cell_counts: coefficients of the full spectrum
             in each ring (n_rings + 1,) and cell (n_rings + 1, n_sectors), float32.
-        weights: (n_rings, (W // 2 + 1) * H) float32, how often a coefficient counts in its ring where mirrored ones are
-            alike: 2 for one of a pair, 0 for the other.
+        members: places of the coefficients of ring 0, then of ring 1, and so on, (N,) int64; of a mirrored pair, one.
+        starts: where among `members` each ring begins, (n_rings,) int64.
     """
 
     shape: tuple[int, int]
@@ -37,7 +36,8 @@ class Grid:
     cell: torch.Tensor
     counts: torch.Tensor
     cell_counts: torch.Tensor
-    weights: csr_array
+    members: np.ndarray
+    starts: np.ndarray
 
 
 def ring_frequencies(n_rings: int) -> torch.Tensor:
@@ -63,17 +63,17 @@ def grid_of(shape: tuple[int, int], n_rings: int, *, n_sectors: int = 1, device:
     counts = _sums(ones, rings, shape, n_rings + 1)
     cell_counts = _sums(ones, cells, shape, (n_rings + 1) * n_sectors).view(n_rings + 1, n_sectors)
     return Grid(shape, n_rings, n_sectors, *(t.to(device) for t in (rings, cells, counts, cell_counts)),
-                _weights(ring, shape, n_rings))
+                *_members(ring, shape, n_rings))
 
 
-def _weights(ring: torch.Tensor, shape: tuple[int, int], n_rings: int) -> csr_array:
+def _members(ring: torch.Tensor, shape: tuple[int, int], n_rings: int) -> tuple[np.ndarray, np.ndarray]:
     # The first column mirrors itself; so does the last of an even width, but that lies beyond the rings.
-    seen = ring < n_rings
-    seen[shape[0] // 2 + 1:, 0] = False
-    place = seen.mT.flatten().nonzero()[:, 0]
-    rows = ring.mT.flatten()[place]
-    twice = torch.where(rows > 0, 2.0, 1.0)
-    return csr_array((twice.numpy(), (rows.int().numpy(), place.int().numpy())), shape=(n_rings, ring.numel()))
+    ring = ring.clone()
+    ring[shape[0] // 2 + 1:, 0] = n_rings
+    rings = ring.mT.flatten().numpy()
+    order = rings.argsort(kind="stable")
+    ends = np.searchsorted(rings[order], np.arange(n_rings + 1))
+    return order[:ends[-1]], ends[:-1]
 
 
 def _sums(values: torch.Tensor, index: torch.Tensor, shape: tuple[int, int], n: int) -> torch.Tensor:
@@ -103,8 +103,10 @@ def ring_means(values: torch.Tensor, grid: Grid) -> torch.Tensor:
     """
     if values.device.type != "cpu" or values.requires_grad:
         return (ring_sums(values, grid) / grid.counts)[..., :-1]
-    flat = values.mT.reshape(-1, grid.ring.numel()).numpy()  # a sparse product takes half the time of index_add
-    sums = np.array([grid.weights @ row for row in flat], dtype=flat.dtype).reshape(-1, grid.n_rings)
+    flat = values.mT.reshape(-1, grid.ring.numel()).numpy()
+    # Half the time of index_add. A ring without members would be given its neighbour's first.
+    sums = np.add.reduceat(flat.take(grid.members, axis=1), grid.starts, axis=1)
+    sums[:, 1:] *= 2
     return torch.from_numpy(sums).view(*values.shape[:-2], grid.n_rings) / grid.counts[:-1]
 
 

@@ -52,9 +52,7 @@ class Spectrum:
         rows = torch.fft.ifft(coefficients, dim=-2, norm="ortho")[..., :height, :]
         made = torch.fft.irfft(rows, n=self.shape[1], norm="ortho")[..., :width]
         whole = torch.empty_like(self.images, memory_format=torch.contiguous_format) if out is None else out
-        whole.copy_(made)
-        if self.border.clamp:
-            whole.clamp_(-1, 1)
+        torch.clamp(made.to(whole.dtype), -1, 1, out=whole) if self.border.clamp else whole.copy_(made)
         return whole if self.view is None else torch.where(self.view.inside, whole, self.images, out=out)
 
 
