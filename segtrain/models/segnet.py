@@ -183,7 +183,7 @@ class SegNet(nn.Module):
 
 
 def _reset(module: nn.Module) -> None:
-    frozen = not any(p.requires_grad for p in module.parameters(recurse=False))
+    frozen = not any(p.requires_grad for p in module.parameters())
     if hasattr(module, "reset_parameters") and not frozen:
         module.reset_parameters()
 

@@ -145,9 +145,17 @@ class Door(nn.Module):
     def __init__(self, width: int, n_classes: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, 4 * n_classes, 1)
-        with torch.no_grad():
-            for tensor in (self.conv.weight, self.conv.bias):
-                tensor.copy_(tensor[::4].repeat_interleave(4, dim=0))
+        self._share()
+
+    def reset_parameters(self) -> None:
+        """Draws the weights anew from torch's seed, again the same for all four."""
+        self.conv.reset_parameters()
+        self._share()
+
+    @torch.no_grad()
+    def _share(self) -> None:
+        for tensor in (self.conv.weight, self.conv.bias):
+            tensor.copy_(tensor[::4].repeat_interleave(4, dim=0))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns logits (B, K, 2h, 2w) of (B, D, h, w)."""

@@ -81,12 +81,14 @@ def test_weights_depend_on_the_seed_alone(settings: ModelSettings) -> None:
 
 @pytest.mark.parametrize("settings", [TINY, LITE, UNETPP], ids=lambda s: s.name)
 def test_the_four_pixels_of_a_last_cell_start_alike(settings: ModelSettings) -> None:
-    net = build_model(settings.name, 1, 3, settings, seed=1).eval()
-    logits = net(images())
-    first = logits[..., ::2, ::2]
-    assert first.std() > 0.01
-    for i, j in ((0, 1), (1, 0), (1, 1)):
-        assert torch.allclose(logits[..., i::2, j::2], first, atol=1e-5), "else they share the classes out among them"
+    net = build_model(settings.name, 1, 3, settings, seed=1).add_decoders(1).eval()
+    said = [net(images(), [Part(2, decoder)]).logits for decoder in (0, 1)]
+    assert (said[0] - said[1]).abs().max() > 0.01, "a further decoder has weights of its own"
+    for logits in said:
+        first = logits[..., ::2, ::2]
+        assert first.std() > 0.01
+        for i, j in ((0, 1), (1, 0), (1, 1)):
+            assert torch.allclose(logits[..., i::2, j::2], first, atol=1e-5), "else they share the classes out"
 
 
 def test_the_default_tiny_network_is_small() -> None:
