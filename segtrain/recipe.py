@@ -138,13 +138,7 @@ class SegmentRecipe(Recipe):
         return {"loss": loss.detach(), **logged, **{k: v.detach() for k, v in scene.stats.items()}}
 
     def _update(self, loss: torch.Tensor, progress: float) -> None:
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        self.backward(loss)
-        for name, optimizer in self.optimizers.items():
-            if self.settings.optim.clip:
-                self.clip(self.nets[name].parameters(), self.settings.optim.clip)
-            optimizer.step()
+        self.descend(loss, clip=self.settings.optim.clip)
         self.n_steps += 1
         stage = self.topology.stage
         self.topology.after_step(progress + 1 / self.settings.loop.steps)

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -46,8 +46,7 @@ class Recipe(ABC):
         nets: trained networks by name; the loop replaces them by their prepared (perhaps wrapped) form.
         optimizers: by name; the loop scales their initial learning rate by `lr_factor`.
         averages: exponential averages by name.
-        backward: set by the loop; call it on the loss instead of `loss.backward()`.
-        clip: set by the loop; (parameters, largest norm), for the gradients; knows how a loss was scaled.
+        backward, scaler: set by the loop; `descend` knows what to do with them.
     """
 
     def __init__(self) -> None:
@@ -55,12 +54,36 @@ class Recipe(ABC):
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.averages: dict[str, Ema] = {}
         self.backward: Callable[[torch.Tensor], None] = lambda loss: loss.backward()
-        self.clip: Callable[[Iterable[nn.Parameter], float], object] = nn.utils.clip_grad_norm_
+        self.scaler: torch.amp.GradScaler | None = None
         self.device = torch.device("cpu")
 
     @abstractmethod
     def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
         """Updates the networks once; returns scalars to log. `progress` is the share of the run done, in [0, 1)."""
+
+    def descend(self, loss: torch.Tensor, *names: str, clip: float | None = None) -> None:
+        """Moves the networks `names`, all of them if none is named, against the gradient of `loss`, a scalar.
+
+        The gradient of each is first brought to a norm of at most `clip`; None = as it is. Networks that the loss does
+        not reach stay.
+        """
+        moved = {name: self.optimizers[name] for name in names or self.optimizers}
+        for optimizer in moved.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.backward(loss)
+        # Under a scaler: unscaled once, however many there are, and none without a gradient. accelerate's own wrapper
+        # would end the scaler's step after the first, and the second would be unscaled twice.
+        reached = {name: getattr(o, "optimizer", o) for name, o in moved.items()
+                   if any(p.grad is not None for group in o.param_groups for p in group["params"])}
+        if clip is not None:
+            for name, optimizer in reached.items():
+                if self.scaler is not None:
+                    self.scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(self.nets[name].parameters(), clip)
+        for optimizer in reached.values():
+            optimizer.step() if self.scaler is None else self.scaler.step(optimizer)
+        if self.scaler is not None and reached:
+            self.scaler.update()
 
     @abstractmethod
     def count(self, batch: Batch) -> dict[str, int]:
@@ -116,6 +139,7 @@ class _Run:
             "averages": {k: a.state_dict() for k, a in recipe.averages.items()},
             # A finished run is never trained on: its moments would only fill the disk.
             "optimizers": {} if final else {k: o.state_dict() for k, o in recipe.optimizers.items()},
+            "scaler": {} if final or recipe.scaler is None else recipe.scaler.state_dict(),
             "extra": recipe.extra_state(),
         }
         replace_file(self.out / "checkpoint.pt", lambda p: torch.save(state, p))
@@ -133,6 +157,8 @@ class _Run:
             average.load_state_dict(state["averages"][name])
         for name, saved in state["optimizers"].items():
             self.recipe.optimizers[name].load_state_dict(saved)
+        if self.recipe.scaler is not None and state.get("scaler"):
+            self.recipe.scaler.load_state_dict(state["scaler"])
         self.recipe.load_extra_state(state["extra"])
 
     def trim_log(self) -> None:
@@ -172,7 +198,7 @@ def _prepare(recipe: Recipe, accelerator: Accelerator) -> None:
         recipe.nets[name] = accelerator.prepare_model(net)
     for average in recipe.averages.values():
         average.net.to(accelerator.device)
-    recipe.backward, recipe.clip, recipe.device = accelerator.backward, accelerator.clip_grad_norm_, accelerator.device
+    recipe.backward, recipe.scaler, recipe.device = accelerator.backward, accelerator.scaler, accelerator.device
 
 
 def _advance(run: _Run, batches: Batches, settings: LoopSettings, accelerator: Accelerator, label: str) -> None:

@@ -84,10 +84,7 @@ class AutoencoderRecipe(Recipe):
             seen = dict.fromkeys(ADVERSARIAL_SCALARS, kl.new_zeros(()))
         # Gradients at the decoded image are taken once and serve the adaptive weight as well as the update; the
         # product below has them as its own gradient, so the feature net is not walked through a second time.
-        self.optimizers["vae"].zero_grad(set_to_none=True)
-        self.backward((decoded * gradient).sum() + self.settings.kl_weight * kl)
-        self.clip(self.nets["vae"].parameters(), 1.0)
-        self.optimizers["vae"].step()
+        self.descend((decoded * gradient).sum() + self.settings.kl_weight * kl, "vae", clip=1.0)
         scalars["kl"] = kl.detach()
         if adversarial:
             seen["discriminator"] = self._update_discriminator(images, decoded.detach())
@@ -114,13 +111,9 @@ class AutoencoderRecipe(Recipe):
         return weight * at_image, {"adversarial": fooled.detach(), "adversarial_weight": weight}
 
     def _update_discriminator(self, images: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
-        net, optimizer = self.nets["discriminator"], self.optimizers["discriminator"]
-        real, fake = net(torch.cat([images, decoded])).chunk(2)
+        real, fake = self.nets["discriminator"](torch.cat([images, decoded])).chunk(2)
         loss = hinge_loss(real, fake)
-        optimizer.zero_grad(set_to_none=True)
-        self.backward(loss)
-        self.clip(net.parameters(), 1.0)
-        optimizer.step()
+        self.descend(loss, "discriminator", clip=1.0)
         return loss.detach()
 
     def count(self, batch: Batch) -> dict[str, int]:

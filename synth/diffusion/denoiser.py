@@ -140,10 +140,7 @@ class DenoiserRecipe(Recipe):
         foreground = batch["coverage"][:, 1:].sum(1, keepdim=True)
         share = (1 - 0.9 * keep.to(error.dtype)) * (1 + self.settings.foreground_weight * foreground)
         loss = (share * error).sum() / (share.sum() * error.shape[1])
-        self.optimizers["unet"].zero_grad(set_to_none=True)
-        self.backward(loss)
-        self.clip(self.nets["unet"].parameters(), 1.0)
-        self.optimizers["unet"].step()
+        self.descend(loss, "unet", clip=1.0)
         self.averages["unet"].update(self.nets["unet"])
         return {"loss": loss.detach()}
 

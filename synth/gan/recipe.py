@@ -126,14 +126,9 @@ class TranslateRecipe(Recipe):
         if n > 1:
             response = noise_response(*fakes.chunk(2), codes.chunk(2), bound=weights.response_bound)
             loss, scalars["response"] = loss - weights.response * response, response.detach()
-        self._descend("translator", loss)
+        self.descend(loss, "translator")
         judge.requires_grad_(True)
         return scalars
-
-    def _descend(self, name: str, loss: torch.Tensor) -> None:
-        self.optimizers[name].zero_grad(set_to_none=True)
-        self.backward(loss)
-        self.optimizers[name].step()
 
     def _update_discriminator(self, batch: Batch, fake: torch.Tensor, how: Alteration) -> Scalars:
         real, told, judge = batch["images"], batch["told"], self.nets["discriminator"]
@@ -154,7 +149,7 @@ class TranslateRecipe(Recipe):
         else:
             on_real, on_fake = judge(torch.cat([a, b])).chunk(2)
             loss, scalars = hinge_loss(on_real, on_fake), {}
-        self._descend("discriminator", loss)
+        self.descend(loss, "discriminator")
         return {"discriminator": loss.detach(), **scalars, "sign_training": on_real.detach().sign().mean(),
                 **self._aside(batch)}
 

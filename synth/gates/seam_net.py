@@ -105,10 +105,7 @@ class SeamRecipe(Recipe):
     def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
         """Returns {"loss": ()}, after one step on a batch of "images" (B, C, H, W) and "keep" (B, H, W)."""
         loss = balanced_loss(self.nets["seam"](batch["images"]), batch["keep"])
-        self.optimizers["seam"].zero_grad()
-        self.backward(loss)
-        self.clip(self.nets["seam"].parameters(), 1.0)
-        self.optimizers["seam"].step()
+        self.descend(loss, "seam", clip=1.0)
         return {"loss": loss.detach()}
 
     def count(self, batch: Batch) -> dict[str, int]:

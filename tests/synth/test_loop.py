@@ -11,7 +11,7 @@ import torch
 from killed import LOOP, Line, line_batches
 from tiny import killed_and_whole, launch
 
-from synth.core.loop import LoopSettings, TrainResult, cosine, poly, train
+from synth.core.loop import LoopSettings, Recipe, TrainResult, cosine, poly, train
 
 HERE = Path(__file__).parent
 
@@ -119,6 +119,49 @@ def test_another_precision_may_follow_in_the_same_process(tmp_path: Path) -> Non
     train(recipe, line_batches, tmp_path / "second", LoopSettings(steps=4, mixed_precision="bf16"))
     assert recipe.nets["line"](torch.zeros(1, 3)).dtype == torch.float32, "the wrapper is gone"
     assert lines(tmp_path / "second")[-1]["loss"] > 0
+
+
+class Three(Recipe):
+    """Three networks in one loss, the last of which it does not reach."""
+
+    def __init__(self, scaler: torch.amp.GradScaler | None) -> None:
+        super().__init__()
+        self.nets = {name: torch.nn.Linear(3, 1) for name in "abc"}
+        for i, net in enumerate(self.nets.values()):
+            torch.nn.init.constant_(net.weight, 0.1 * (i + 1))
+        self.optimizers = {name: torch.optim.SGD(net.parameters(), lr=0.1) for name, net in self.nets.items()}
+        self.scaler = scaler
+        self.backward = lambda loss: (loss if scaler is None else scaler.scale(loss)).backward()
+
+    def step(self, batch: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor]:
+        """Moves on x (B, 3)."""
+        loss = self.nets["a"](batch["x"]).square().mean() + 4 * self.nets["b"](batch["x"]).square().mean()
+        self.descend(loss, clip=0.5)
+        return {"loss": loss.detach()}
+
+    def count(self, batch: dict[str, torch.Tensor]) -> dict[str, int]:
+        """Returns how many rows there are."""
+        return {"images_seen": len(batch["x"])}
+
+
+def test_scaled_losses_move_every_network_as_far_as_plain_ones() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    plain, scaled = Three(None), Three(scaler)
+    batch = {"x": torch.randn(8, 3, generator=torch.Generator().manual_seed(0))}
+    for recipe in (plain, scaled):
+        for net in recipe.nets.values():
+            torch.nn.init.zeros_(net.bias)
+        start = {name: net.weight.clone() for name, net in recipe.nets.items()}
+        for _ in range(3):
+            recipe.step(batch, 0.0)
+        moved = {name: float((net.weight - start[name]).norm().detach()) for name, net in recipe.nets.items()}
+        assert 0.05 < moved["a"] < 0.16 and 0.05 < moved["b"] < 0.16 and not moved["c"], "three steps of 0.05 at most"
+    for name in "abc":
+        torch.testing.assert_close(plain.nets[name].weight, scaled.nets[name].weight)
+    scaled.backward = lambda loss: (scaler.scale(loss) * math.inf).backward()
+    before = scaled.nets["a"].weight.clone()
+    scaled.step(batch, 0.0)
+    assert torch.equal(scaled.nets["a"].weight, before) and scaler.get_scale() == 2.0**15, "an overflow is one, not two"
 
 
 def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path: Path) -> None:

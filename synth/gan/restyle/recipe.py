@@ -101,11 +101,6 @@ class RestyleRecipe(Recipe):
         """Returns a network without its wrapper, which would wait for gradients, its weights without any."""
         return getattr(self.nets[name], "module", self.nets[name]).requires_grad_(False)
 
-    def _descend(self, name: str, loss: torch.Tensor) -> None:
-        self.optimizers[name].zero_grad(set_to_none=True)
-        self.backward(loss)
-        self.optimizers[name].step()
-
     def _update_translator(self, batch: Batch, how: Alteration, progress: float) -> tuple[torch.Tensor, Scalars]:
         images, style, target, weights = batch["images"], batch["style"], batch["target"], self.settings.loss
         translate, n = self.nets["translator"], len(images)
@@ -120,7 +115,7 @@ class RestyleRecipe(Recipe):
             "own": weights.own * F.l1_loss(own, images),
             "edges": weights.edges * edge_distance(images, fakes),
             "mask": weights.mask * min(1.0, progress / MASK_FROM) * self._mask_loss(coach, batch, fakes)}
-        self._descend("translator", sum(terms.values()))
+        self.descend(sum(terms.values()), "translator")
         judge.requires_grad_(True)
         coach.requires_grad_(True)
         return fakes.detach(), {name: term.detach() for name, term in terms.items()}
@@ -138,7 +133,7 @@ class RestyleRecipe(Recipe):
         real, strange = (style_logits(on_images, batch[name]) for name in ("style", "target"))
         fake = style_logits(on_fakes, batch["target"])
         loss = style_hinge(real, fake, strange)
-        self._descend("discriminator", loss)
+        self.descend(loss, "discriminator")
         return {"discriminator": loss.detach(), "sign_real": real.detach().sign().mean(),
                 "sign_fake": fake.detach().sign().mean(), "sign_strange": strange.detach().sign().mean()}
 
@@ -147,5 +142,5 @@ class RestyleRecipe(Recipe):
         how = draw_alteration(n, tuple(batch["images"].shape[-2:]), strength=self.settings.coach.augment)
         seen = coach_input(alter_images(batch["images"][:n], how), batch["style"][:n], len(self.known))
         loss = balanced_segmentation(self.nets["coach"](seen), alter_labels(batch["labels"], how, fill=IGNORE))
-        self._descend("coach", loss)
+        self.descend(loss, "coach")
         return {"coach": loss.detach()}

@@ -174,7 +174,7 @@ class UnpairedRecipe(Recipe):
         else:
             terms["contrast"] = done.contrast
         loss = sum(getattr(weights, name) * scale.get(name, 1.0) * term for name, term in terms.items())
-        self._descend("translators", loss)
+        self.descend(loss, "translators")
         return {name: term.detach() for name, term in terms.items()}
 
     def _update_judges(self, batch: Batch, done: Passes) -> Scalars:
@@ -183,15 +183,10 @@ class UnpairedRecipe(Recipe):
         seen = torch.cat([alter_images(batch["images"], how), alter_images(done.drawn.detach(), how)])
         real, fake = self.nets["image_judge"](seen).chunk(2)
         image = least_squares_loss(real, fake)
-        self._descend("image_judge", image)
+        self.descend(image, "image_judge")
         onehot = labels_to_onehot(batch["masks"], done.logits.shape[1])
         known, made = self.nets["mask_judge"](torch.cat([onehot, done.logits.detach().softmax(1)])).chunk(2)
         # EBGAN (Zhao et al. 2017, eq. 1): what a labeller makes is pushed up to the margin, and no farther.
-        self._descend("mask_judge", known.mean() + F.relu(self.settings.shape.margin - made).mean())
+        self.descend(known.mean() + F.relu(self.settings.shape.margin - made).mean(), "mask_judge")
         return {"image_judge": image.detach(), "energy_masks": known.mean().detach(),
                 "energy_labels": made.mean().detach()}
-
-    def _descend(self, name: str, loss: torch.Tensor) -> None:
-        self.optimizers[name].zero_grad(set_to_none=True)
-        self.backward(loss)
-        self.optimizers[name].step()

@@ -98,10 +98,7 @@ class ShapeRecipe(Recipe):
         logprob, mean, logvar = self.nets["shape"](onehot, noise)
         n = onehot[0, 0].numel()
         error, kl = reconstruction(onehot, logprob).mean() / n, divergence(mean, logvar).mean() / n
-        self.optimizers["shape"].zero_grad(set_to_none=True)
-        self.backward(error + self.settings.kl_weight * kl)
-        self.clip(self.nets["shape"].parameters(), 1.0)
-        self.optimizers["shape"].step()
+        self.descend(error + self.settings.kl_weight * kl, "shape", clip=1.0)
         self.averages["shape"].update(self.nets["shape"])
         return {"error": error.detach(), "kl": kl.detach()}
 
