@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from segtrain.compare.arms import ENGINES, REAL, Arm, check_methods, choose_arms, engines_of
+from segtrain.compare.arms import ENGINES, REAL, Arm, check_methods, check_trainable, choose_arms, engines_of
 from segtrain.compare.data import Parts
 from segtrain.compare.gallery import make_gallery
 from segtrain.compare.making import is_judged, made_of
@@ -21,7 +21,7 @@ from segtrain.report import Report, write_report
 from segtrain.settings import SegmentSettings
 from segtrain.summary import RunResult, check_budgets
 from synth.core.checks import UserError
-from synth.core.config import save_config
+from synth.core.config import load_config, save_config
 from synth.core.files import claim_folder
 from synth.core.pairs import ImageSet, PairSet
 
@@ -48,7 +48,9 @@ def compare(config: str | Path | CompareSettings | dict | None, labelled: PairSe
     parts = prepare(settings, labelled, unlabelled, test)
     arms = choose_arms(settings.arms, baseline=settings.baseline,
                        has_unlabelled=all(parts.unlabelled_of(draw) is not None for draw in parts.draws))
-    check_methods(arms, settings.method, SegmentSettings(**settings.segment), settings.data)
+    segment = load_config(SegmentSettings, {**settings.segment, "size": settings.size})
+    check_methods(arms, settings.method, segment, settings.data)
+    check_trainable(arms, settings.method, segment, parts)
     out = Path(out)
     claim_folder(out, kind="compare", identity={"data": parts.source})
     try:

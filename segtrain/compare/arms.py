@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from synth.core.checks import UserError
 
 if TYPE_CHECKING:
+    from segtrain.compare.data import Parts
     from segtrain.compare.settings import CompareData
     from segtrain.settings import SegmentSettings
 
@@ -117,6 +118,30 @@ def check_methods(arms: Sequence[Arm], default: str, segment: SegmentSettings, d
         name = min(unread)
         raise UserError(f"data.{name}", rule="no arm's method reads it", repair=f"leave it out, or add the arm "
                         f"{BESIDE[name]}")
+
+
+def check_trainable(arms: Sequence[Arm], default: str, segment: SegmentSettings, parts: Parts) -> None:
+    """Returns nothing; raises if a method's networks do not take the size of `segment`, or the labels of a draw do not
+    suit a method: it holds out groups and there is one, or it learns from stacks and there is none.
+
+    Raises:
+        UserError: as the first run of that arm would, after others had been trained.
+    """
+    from segtrain.method import load_method
+    from segtrain.recipe import SegmentRecipe
+    from segtrain.streams.stacks import hold_out, windows
+
+    for name in dict.fromkeys(method_of(arm, default) for arm in arms):
+        method = load_method(name)
+        try:
+            SegmentRecipe(segment, method, info=parts.labelled.info, has_synthetic=False,
+                          standard=None if segment.normalise == "range" else "image")
+            for pairs in map(parts.labelled_of, parts.draws):
+                rows, _ = hold_out(pairs.groups, method.held_out_share, segment.loop.seed)
+                if method.stack > 1:
+                    windows([pairs.ids[i] for i in rows], [pairs.groups[i] for i in rows], method.stack)
+        except UserError as error:
+            raise UserError(f"method {name}: {error.what}", rule=error.rule, repair=error.repair) from None
 
 
 def choose_arms(names: Sequence[str], *, baseline: str, has_unlabelled: bool) -> tuple[Arm, ...]:

@@ -18,6 +18,7 @@ class UserError(ValueError):
     """A user's mistake: one line that names the file or value, the rule it breaks, and the repair."""
 
     def __init__(self, what: str, *, rule: str, repair: str) -> None:
+        self.what, self.rule, self.repair = what, rule, repair
         super().__init__(" ".join(f"{what}: {rule}. Repair: {repair}.".split()))
 
 

@@ -211,6 +211,19 @@ def test_gates_that_keep_nothing_leave_the_real_pairs_and_say_so(tmp_path: Path)
         segtrain.compare(strict, make_phantom(18, size=32, n_groups=6), out=tmp_path / "out")
 
 
+@pytest.mark.parametrize(("method", "changed", "match"), [
+    ("cw_bass", {"n_labelled": 3}, "method cw_bass: group .* all belong to this one"),
+    ("cross_teaching", {"size": 48}, "method cross_teaching: size 48: this network needs a multiple of 32 px"),
+    ("mip", {"n_labelled": 1}, "method mip: labelled .* the only image of its group"),
+])
+def test_an_arm_that_cannot_train_is_found_out_before_another_has(tmp_path: Path, method: str, changed: dict, match: str
+                                                                  ) -> None:
+    arm = f"real:{method}" if method == "mip" else f"real+unlabelled:{method}"
+    with pytest.raises(UserError, match=match):
+        segtrain.compare({**SETTINGS, **changed, "arms": ["real", arm]}, pairs(), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_leak_stops_before_anything_is_written(tmp_path: Path) -> None:
     everything = pairs()
     with pytest.raises(UserError, match="patient_0.*also in the test set"):
