@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 
 from segtrain.models.probabilistic import Plausible
 from segtrain.models.segnet import Part, SegNet
-from segtrain.segmenter import Segmenter
+from segtrain.segmenter import CHUNK, Segmenter
+from segtrain.streams.patches import predict_tiles
 from synth.core.checks import IGNORE, UserError
 from synth.core.pairs import ImageSet, PairSet, memory_set
 from synth.core.rng import sample_rng
@@ -23,6 +25,8 @@ def sample_masks(segmenter: Segmenter, images: torch.Tensor, *, n: int, rngs: Se
                  ) -> torch.Tensor:
     """Returns n plausible masks of each image as probabilities (B, n, K, H, W); their mean is its probability.
 
+    A segmenter of tiles draws tile by tile, each mask from the same latent numbers in all tiles of an image.
+
     Args:
         images: unit (B, C, H, W), of any size. rngs: one for each image; its masks depend on it and the image alone.
 
@@ -33,16 +37,25 @@ def sample_masks(segmenter: Segmenter, images: torch.Tensor, *, n: int, rngs: Se
     if not isinstance(net, SegNet) or not isinstance(net.heads[0], Plausible):
         raise UserError("samples", rule="this segmenter draws no masks, it says one thing of an image", repair="train"
                         " one with method=pulaski")
-    head, native, size = net.heads[0], images.shape[-2:], (segmenter.size, segmenter.size)
-    noise = torch.stack([torch.randn((n, head.latent), generator=rng) for rng in rngs])
+    noise = torch.stack([torch.randn((n, net.heads[0].latent), generator=rng) for rng in rngs])
+    images = images.to(next(net.parameters()).device)
+    if segmenter.config.tiles:
+        drawn = [predict_tiles(partial(_draw, net, noise=own[None]), image[None], side=segmenter.size, chunk=CHUNK)
+                 for image, own in zip(images, noise, strict=True)]
+        return torch.cat(drawn).unflatten(1, (n, -1)).cpu()
+    native, size = images.shape[-2:], (segmenter.size, segmenter.size)
     if native != size:
         images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-    device = next(net.parameters()).device
-    hidden = net(images.to(device), [Part(len(images))]).hidden
-    prob = head.draw(hidden, noise).float().softmax(dim=2).flatten(0, 1)
+    prob = _draw(net, images, noise=noise)
     if native != size:
         prob = F.interpolate(prob, native, mode="bilinear", align_corners=False)
-    return prob.unflatten(0, (len(images), n)).cpu()
+    return prob.unflatten(1, (n, -1)).cpu()
+
+
+def _draw(net: SegNet, images: torch.Tensor, *, noise: torch.Tensor) -> torch.Tensor:
+    # The n masks of each image, one after the other, (B, n * K, H, W), for noise (B or 1, n, L).
+    logits = net.heads[0].draw(net(images, [Part(len(images))]).hidden, noise)
+    return logits.float().softmax(dim=2).flatten(1, 2)
 
 
 def uncertainty(prob: torch.Tensor) -> torch.Tensor:

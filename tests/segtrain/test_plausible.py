@@ -130,6 +130,34 @@ def test_drawn_masks_differ_and_depend_on_image_and_generator_alone() -> None:
     assert float(uncertainty(certain).abs().max()) == 0
 
 
+def test_masks_of_tiles_are_drawn_at_the_scale_that_was_learnt() -> None:
+    tiles = segmenter()
+    tiles.config = tiles.config.model_copy(update={"tiles": True})
+    fixed = tiles.net.heads[0].noise
+    image = torch.rand(2, 1, 48, 80, generator=torch.Generator().manual_seed(2))
+
+    def of(images: torch.Tensor) -> torch.Tensor:
+        return sample_masks(tiles, images, n=3, rngs=[sample_rng(0, "x", i) for i in range(len(images))])
+
+    drawn = of(image)
+    assert drawn.shape == (2, 3, 2, 48, 80) and torch.allclose(drawn.sum(2), torch.ones(()), atol=1e-5)
+    assert torch.equal(drawn[:1], of(image[:1])), "batch == alone"
+    assert (drawn[:, 0] - drawn[:, 1]).abs().max() > 0.01
+    # What lies far from a pixel, in tiles that do not show it, says nothing about it.
+    other = image.clone()
+    other[..., 64:] = 0
+    assert torch.equal(of(other)[..., :16], drawn[..., :16]) and not torch.equal(of(other)[..., 64:], drawn[..., 64:])
+    with torch.no_grad():
+        tiles.net.heads[0].noise = sample_noise(3, fixed.shape[1])
+        expected = tiles.predict(image[:1])
+    assert torch.allclose(drawn[:1].mean(1), expected, atol=1e-5), "their mean is its probability"
+
+
+def sample_noise(n: int, latent: int) -> torch.Tensor:
+    """Returns the numbers behind the first image's masks, (n, L)."""
+    return torch.randn((n, latent), generator=sample_rng(0, "x", 0))
+
+
 def test_the_prediction_is_the_mean_of_the_fixed_draws() -> None:
     model, images = segmenter(), torch.rand(2, 1, 32, 32)
     head = model.net.heads[0]
