@@ -64,7 +64,7 @@ class SegmentRecipe(Recipe):
         self.labels = member(LABELS, method.labels, "labels")
         self.supervised_loss = member(SUPERVISED, method.supervised_loss, "supervised_loss")
         self.memory: dict[str, torch.Tensor] = {}
-        self.n_steps, self.n_inert = 0, 0
+        self.n_steps, self.n_inert, self.n_unlabelled = 0, 0, 0
         self.precision: float | None = None
         for view in (view for phase in self.phases for view in phase.views):
             self.topology.route(view.branch)
@@ -104,9 +104,9 @@ class SegmentRecipe(Recipe):
         return poly(progress * self.topology.n_stages % 1)
 
     def count(self, batch: Batch) -> dict[str, int]:
-        """Returns how many supervised (labelled + synthetic) and how many unlabelled images the batch holds."""
-        unlabelled = batch.get("unlabelled")
-        return {"images_seen": len(batch["images"]), "unlabelled_seen": 0 if unlabelled is None else len(unlabelled)}
+        """Returns how many supervised (labelled + synthetic) images the batch held, the same for every method, and at
+        how many unlabelled ones the last step looked: none while a method has not begun with them."""
+        return {"images_seen": len(batch["images"]), "unlabelled_seen": self.n_unlabelled}
 
     def extra_state(self) -> dict:
         """Returns what the slots remember, the stage, and what the log needs to go on."""
@@ -157,6 +157,8 @@ class SegmentRecipe(Recipe):
         scene.supervised = self.labels(scene)
         if "unlabelled" in batch and (terms or any(view.of == "unlabelled" for view in views)):
             scene.show_clean(self.settings.augment.geometry)
+        looked = scene.clean is not None or self.settings.augment.spectrum.needs_unlabelled
+        self.n_unlabelled = len(batch["unlabelled"]) if looked and "unlabelled" in batch else 0
         return scene
 
     def _look(self, scene: Scene, phase: BoundPhase) -> None:

@@ -87,7 +87,10 @@ class Recipe(ABC):
 
     @abstractmethod
     def count(self, batch: Batch) -> dict[str, int]:
-        """Returns how many images of each kind this batch holds, e.g. {"images_seen": 16, "unlabelled_seen": 16}."""
+        """Returns how many images of each kind the step on this batch looked at, e.g. {"images_seen": 16}.
+
+        It is asked after that step.
+        """
 
     def lr_factor(self, progress: float) -> float:
         """Returns the learning rate at `progress` as a share of the initial one."""
@@ -210,9 +213,9 @@ def _advance(run: _Run, batches: Batches, settings: LoopSettings, accelerator: A
     # Every step has its own seed, so that dropout and noise do not depend on how often the run was interrupted.
     torch.manual_seed(derive_seed(settings.seed, "step", run.step, rank))
     batch = {k: v.to(accelerator.device) for k, v in batches(run.step, rank, accelerator.num_processes).items()}
+    run.add(recipe.step(batch, progress), label)
     for key, n in recipe.count(batch).items():
         run.counts[key] = run.counts.get(key, 0) + n * accelerator.num_processes
-    run.add(recipe.step(batch, progress), label)
     run.step += 1
 
 

@@ -61,6 +61,11 @@ def test_a_run_counts_its_budget_and_leaves_its_files(semi: tuple[Segmenter, Pat
     assert {"step", "loss", "loss_labelled", "loss_synthetic", "loss_unlabelled", "lambda", "kept"} <= set(last)
 
 
+def test_unlabelled_images_count_when_a_method_looks_at_them(tmp_path: Path) -> None:
+    done = segtrain.fit(CONFIG, PAIRS, unlabelled=pile(), method="noisy_student", out=tmp_path)
+    assert done.result.counts == {"images_seen": 24, "unlabelled_seen": 12}, "its first half has labels alone"
+
+
 def test_running_again_returns_the_same_segmenter_at_once(semi: tuple[Segmenter, Path]) -> None:
     segmenter, out = semi
     before = (out / "checkpoint.pt").stat().st_mtime_ns
