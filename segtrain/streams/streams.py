@@ -49,15 +49,21 @@ def check_kept(pairs: PairSet | None) -> None:
 
 
 def check_alike(other: DataInfo, info: DataInfo, kind: str) -> None:
-    """Returns nothing; raises if the images of `other` cannot be read by a network for `info`.
+    """Returns nothing; raises if the images of `other` mean something else to a network for `info`.
 
     Raises:
         UserError: naming both values.
     """
+    # A network reads shares of the range: the same tissue would be dark in one set and bright in the other.
+    for name, theirs, ours in (("bit depth", other.bit_depth, info.bit_depth),
+                               ("intensity range", tuple(other.intensity_range), tuple(info.intensity_range))):
+        if theirs != ours:
+            raise UserError(f"{kind} images", rule=f"their {name} is {theirs}, the labelled ones' {ours}",
+                            repair="load them with like=labelled.info, or convert one set")
     if other.channels != info.channels:
         raise UserError(f"{kind} images", rule=f"they have {other.channels} channels, the labelled {info.channels}",
                         repair=f"read them with channels={info.channels} (data.channels on the command line)")
-    if kind == "synthetic" and other.n_classes != info.n_classes:
+    if kind == "synthetic" and other.classes != info.classes:
         raise UserError("synthetic pairs", rule=f"their classes are {list(other.classes)}, the labelled ones' "
                         f"{list(info.classes)}", repair="draw them from the same labelled set")
 

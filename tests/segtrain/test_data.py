@@ -114,6 +114,14 @@ def test_sets_that_do_not_go_together_are_refused() -> None:
     info = flat_pairs(1).info
     with pytest.raises(UserError, match="classes"):
         check_alike(dataclasses.replace(info, classes=("background", "a", "b")), info, "synthetic")
+    two = dataclasses.replace(info, classes=("background", "a", "b"))
+    with pytest.raises(UserError, match="classes"):
+        check_alike(dataclasses.replace(two, classes=("background", "b", "a")), two, "synthetic")
+    deep = dataclasses.replace(info, bit_depth=16, intensity_range=(0.0, 4095.0))
+    with pytest.raises(UserError, match="bit depth is 8, the labelled ones' 16"):
+        check_alike(info, deep, "unlabelled")
+    with pytest.raises(UserError, match="intensity range .*2000.*like=labelled.info"):
+        check_alike(dataclasses.replace(deep, intensity_range=(0.0, 2000.0)), deep, "unlabelled")
 
 
 def test_no_foreground_anywhere_is_refused() -> None:
