@@ -57,7 +57,7 @@ class BoundView:
         warp = ChainWarp(tuple(warps))
         draws = getattr(self.features, "draws", index)  # members that name their draws draw alike for every view
         features = self.features and partial(self._features, rngs=rngs("features", draws))
-        return Shown(self.branch, images, warp, warp.apply(target), features)
+        return Shown(self.branch, images, warp, warp.apply(target), features, of=self.of)
 
     def loss_of(self, shown: Shown) -> torch.Tensor:
         """Returns the view's loss (scalar); labels teach every level of a decoder with deep supervision here too."""

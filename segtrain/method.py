@@ -271,6 +271,11 @@ def _check(method: Method) -> None:
         if (ramp.kind != "const" and ramp.length is None) or ((ramp.length or ramp.start) and ramp.unit is None):
             raise UserError(f"method {method.name}: lambda_u", rule="a ramp has a length and a unit",
                             repair="add length: 0.4 and unit: fraction (or unit: steps)")
+        end = ramp.start + (ramp.length or 0)
+        if ramp.unit == "fraction" and (end > 1 + 1e-6 or ramp.start >= 1):
+            raise UserError(f"method {method.name}: lambda_u", rule=f"a ramp up to {end:g} of the run is not over when "
+                            "the run is", repair="give start and length as shares that add up to 1 at most, or "
+                            "write unit: steps")
 
 
 def load_method(source: str | Path | Method) -> Method:

@@ -53,7 +53,8 @@ class Shown:
 
     Attributes:
         branch: who sees it. images: unit (B, C, H, W). warp: where their pixels came from. target: moved alike.
-        perturb: of the features, or None. seen: what the branch saw, once it has looked.
+        perturb: of the features, or None. seen: what the branch saw, once it has looked. of: which images they are,
+            "unlabelled" or "supervised".
     """
 
     branch: str
@@ -62,6 +63,7 @@ class Shown:
     target: Target
     perturb: Callable[[Features], Features] | None = None
     seen: Seen | None = None
+    of: str = "unlabelled"
 
 
 @dataclass
@@ -216,3 +218,26 @@ class Scene:
             raise UserError(f"view {index}", rule=f"this phase shows {len(self.shown)} views, counted from 0",
                             repair="name one of them, and let a term ramp if its views do")
         return self.shown[index]
+
+    def two_views(self, indices: tuple[int, int]) -> tuple[Shown, Shown]:
+        """Returns two views of the same images, for terms that compare them.
+
+        Raises:
+            UserError: if there is no such view, or one shows unlabelled images and the other supervised ones.
+        """
+        a, b = (self.view(index) for index in indices)
+        if a.of != b.of:
+            raise UserError(f"views {list(indices)}", rule=f"the term compares two views of one image, and one is of "
+                            f"{a.of}, the other of {b.of} images", repair="name two views of the same images")
+        return a, b
+
+    def seen_by(self, branch: str) -> Seen:
+        """Returns what a branch saw of the supervised images.
+
+        Raises:
+            UserError: if this phase does not look at them.
+        """
+        if branch not in self.seen:
+            raise UserError(f"branch {branch}", rule="a term reads what it says of the labelled images, and this phase "
+                            "does not show them", repair="give the phase supervised: 1, or drop the term")
+        return self.seen[branch]

@@ -50,7 +50,7 @@ class Adversarial(Settings):
 
     def __call__(self, scene: Scene) -> torch.Tensor:
         """Returns `least_squares` (scalar) of real masks and predictions."""
-        labels, logits = scene.supervised.labels, scene.seen[scene.topology.branches[0]].logits
+        labels, logits = scene.supervised.labels, scene.seen_by(scene.topology.branches[0]).logits
         rows = ((labels == IGNORE).float().mean(dim=(1, 2)) <= self.most_unsaid).nonzero()[:, 0]
         if not len(rows):
             return logits.sum() * 0

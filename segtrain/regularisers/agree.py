@@ -61,7 +61,7 @@ class OverlapKl(Settings):
 
     def __call__(self, scene: Scene) -> torch.Tensor:
         """Returns the loss (scalar) over the overlap, in the images' own coordinates."""
-        (a, in_a), (b, in_b) = (logits_back(scene.view(i)) for i in self.views)
+        (a, in_a), (b, in_b) = map(logits_back, scene.two_views(self.views))
         return overlap_kl(a, b, in_a & in_b, sharpness=self.sharpness)
 
 
@@ -72,7 +72,7 @@ class CosineAgreement(Settings):
 
     def __call__(self, scene: Scene) -> torch.Tensor:
         """Returns the loss (scalar) over the pixels that both views show."""
-        (a, in_a), (b, in_b) = (logits_back(scene.view(i)) for i in self.views)
+        (a, in_a), (b, in_b) = map(logits_back, scene.two_views(self.views))
         return one_minus_cosine(a, b, in_a & in_b)
 
 
@@ -90,7 +90,7 @@ class Odcl(Settings):
 
     def __call__(self, scene: Scene) -> torch.Tensor:
         """Returns the loss (scalar), each branch's features against the other's."""
-        shown = [scene.view(i) for i in self.views]
+        shown = scene.two_views(self.views)
         size, rngs = tuple(shown[0].images.shape[-2:]), scene.rngs("odcl")
         (a, in_a), (b, in_b) = (logits_back(view) for view in shown)
         inside_a, inside_b, both = top_class(a) > 0, top_class(b) > 0, in_a & in_b

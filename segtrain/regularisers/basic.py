@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from synth.core.checks import UserError
 from synth.core.config import Settings
 
 if TYPE_CHECKING:
@@ -22,7 +23,14 @@ class Entropy(Settings):
     """Slot member `entropy`: entropy minimisation on what the branches say of the views (Grandvalet & Bengio 2004)."""
 
     def __call__(self, scene: Scene) -> torch.Tensor:
-        """Returns the mean entropy (scalar) over the views."""
+        """Returns the mean entropy (scalar) over the views.
+
+        Raises:
+            UserError: if there are none.
+        """
+        if not scene.shown:
+            raise UserError("regulariser entropy", rule="it speaks of views, and this phase shows none", repair="give "
+                            "the phase a view, with loss: null if nothing else shall learn from it")
         return torch.stack([entropy(view.seen.logits) for view in scene.shown]).mean()
 
 

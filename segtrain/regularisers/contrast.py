@@ -59,7 +59,7 @@ class GlobalNce(Settings):
     def __call__(self, scene: Scene) -> torch.Tensor:
         """Returns the loss (scalar) over the unlabelled images."""
         head = head_of(scene, self.head)
-        seen = [scene.view(i).seen for i in self.views]
+        seen = [view.seen for view in scene.two_views(self.views)]
         a, b = head(torch.cat([s.coarse.mean(dim=(2, 3), keepdim=True) for s in seen]))[:, :, 0, 0].chunk(2)
         # Data parallelism wants a gradient, be it zero, of all that looked; nothing else asks these logits.
         unasked = 0 * sum(level.sum() for some in seen for level in (some.logits, *some.deep))
@@ -81,7 +81,7 @@ class LocalNce(Settings):
 
     def __call__(self, scene: Scene) -> torch.Tensor:
         """Returns the loss (scalar) over places that both views show."""
-        shown = [scene.view(i) for i in self.views]
+        shown = scene.two_views(self.views)
         size = tuple(shown[0].images.shape[-2:])
         places, there = zip(*(place_of(view) for view in shown), strict=True)
         picked = pick(there[0] & there[1], scene.rngs("local_nce"), self.n)

@@ -55,7 +55,7 @@ class Dac(Settings):
         if shown.images.shape != given.images.shape:
             raise UserError(f"view {self.view}", rule="it does not show the supervised images",
                             repair="give it of: supervised and perturbations that stay in place")
-        own = scene.seen[shown.branch]
+        own = scene.seen_by(shown.branch)
         ce, dac = image_ce(own.logits, given.labels), image_dac(own.coarse, shown.seen.coarse)
         w_ce = self._weights(scene, ce.detach(), dac.detach())
         scene.stats["w_ce"] = w_ce.mean()

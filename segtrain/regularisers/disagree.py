@@ -59,7 +59,8 @@ class LabelledDisagreement(Settings):
 
     def __call__(self, scene: Scene) -> torch.Tensor:
         """Returns the loss (scalar) over the supervised images; 0 for the best branch itself."""
-        student, best = (scene.seen[name].logits for name in (_whose_turn(scene), best_branch(scene, alpha=self.alpha)))
+        names = _whose_turn(scene), best_branch(scene, alpha=self.alpha)
+        student, best = (scene.seen_by(name).logits for name in names)
         return disagreement(student, best, scene.supervised.labels, mse=self.mse, kl=self.kl)
 
 
@@ -77,7 +78,7 @@ class UniformDisagreement(Settings):
 
         Over all of these pixels, so that the term fades as the branches come to agree.
         """
-        shown = [scene.view(i) for i in self.views]
+        shown = scene.two_views(self.views)
         (a, in_a), (b, in_b) = (logits_back(view) for view in shown)
         learner = a if shown[0].branch == _whose_turn(scene) else b
         differ = top_class(a) != top_class(b)

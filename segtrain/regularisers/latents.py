@@ -61,7 +61,7 @@ class LatentMap(Settings):
         ignored = (labels == IGNORE)[:, None]
         wanted = encoder.latents(painter.paint(labels.masked_fill(ignored[:, 0], 0)))
         counted = 1 - F.adaptive_max_pool2d(ignored.float(), wanted.shape[-2:])
-        squared = (scene.seen[branch].hidden.float() - wanted).square().mean(dim=1, keepdim=True) * counted
+        squared = (scene.seen_by(branch).hidden.float() - wanted).square().mean(dim=1, keepdim=True) * counted
         per_image = squared.flatten(1).sum(dim=1) / counted.flatten(1).sum(dim=1).clamp(min=1)
         return by_kind(per_image, scene.supervised.synthetic, scene.w_syn)
 

@@ -47,7 +47,7 @@ class Projection(Settings):
             raise UserError("projection", rule="it needs neighbouring slices, and the batch's images are drawn by "
                             "themselves", repair="write stack: 4 into the method file, and give volumes as groups")
         stacks, labels = scene.batch["stacks"], scene.supervised.labels
-        logits = scene.seen[scene.topology.branches[0]].logits
+        logits = scene.seen_by(scene.topology.branches[0]).logits
         unknown = project((labels == IGNORE)[:, None].float(), stacks)
         prob = project(logits.float().softmax(dim=1), stacks)
         truth = project(labels_to_onehot(labels, scene.n_classes), stacks)

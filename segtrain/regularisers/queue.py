@@ -100,7 +100,7 @@ class PixelNce(Settings):
     def _sides(self, scene: Scene) -> tuple[Side, Side]:
         shown, head = scene.view(self.view), head_of(scene, self.head)
         teacher = scene.topology.labeller(shown.branch)
-        seen = (scene.seen[shown.branch], shown.seen)
+        seen = (scene.seen_by(shown.branch), shown.seen)
         said = (scene.said_of_supervised(teacher), scene.said_of_view(teacher, self.view))
         labels, unsure = (scene.supervised.labels, shown.target.labels()), (None, ~shown.target.valid)
         rngs = (scene.supervised_rngs("pixel_nce"), scene.rngs("pixel_nce"))

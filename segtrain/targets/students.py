@@ -15,6 +15,7 @@ from segtrain.targets.target import Target, from_prob, soft
 from segtrain.transforms.featurewise import draw_uniform, drop
 from segtrain.transforms.noise import NoiseSettings, bounded_noise
 from segtrain.transforms.turns import TurnSettings, turned, turned_back
+from synth.core.checks import UserError
 from synth.core.config import Settings
 
 if TYPE_CHECKING:
@@ -68,8 +69,15 @@ class Others(Settings):
     temperature: float | None = Field(0.1, gt=0, le=1)
 
     def __call__(self, scene: Scene, branch: str) -> Target:
-        """Returns the target (U, K, H, W) that they say of the clean images."""
+        """Returns the target (U, K, H, W) that they say of the clean images.
+
+        Raises:
+            UserError: if there is no other branch.
+        """
         said = [soft(scene.said(name).logits) for name in scene.topology.branches if name != branch]
+        if not said:
+            raise UserError("source others", rule=f"{branch} is the only branch", repair="take a topology of several, "
+                            "or another source")
         if self.temperature is not None:
             said = [sharpen(target, temperature=self.temperature) for target in said]
         return from_prob(torch.stack([target.prob for target in said]).mean(dim=0))

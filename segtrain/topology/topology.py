@@ -140,6 +140,9 @@ class Topology:
         if name in self.averages:
             return self.averages[name].net.main()
         if name == "mean":
+            if any(route.decoder for route in self.routes.values()):
+                raise UserError("predictor 'mean'", rule="the branches of this topology are decoders of one network, "
+                                "and the first alone is kept", repair=f"write predictor: {self.branches[0]}")
             return Ensemble([_bare(self.nets[net]).main() for net in self.predictors("mean")])
         if name not in self.routes or self.routes[name].decoder:
             names = [*self.averages, *(n for n, r in self.routes.items() if not r.decoder)]

@@ -11,7 +11,7 @@ import yaml
 from scenes import PAIRS, SETTINGS, changed, for_phantom, run, weights
 from torch import nn
 
-from segtrain.method import METHODS, Schedule, load_method, method_text
+from segtrain.method import METHODS, Method, Schedule, load_method, method_text
 from segtrain.models import Seen, SegNet, Widths
 from segtrain.recipe import PATIENCE, SegmentRecipe
 from segtrain.streams import Streams
@@ -146,12 +146,31 @@ def view(**changes: object) -> dict:
     ({"views": [view(of="supervised", source={"teacher": {"name": "teacher"}})]}, "source teacher of supervised"),
     ({"views": [view(source="labels")]}, "source labels of unlabelled images"),
     ({"phases": [{"views": [view(of="supervised", input="tree_max")]}]}, "input tree_max"),
+    ({"lambda_u": {"kind": "exp", "length": 40, "unit": "fraction"}}, "a ramp up to 40 of the run is not over"),
+    ({"lambda_u": {"kind": "linear", "start": 0.5, "length": 0.6, "unit": "fraction"}}, "a ramp up to 1.1 of the run"),
+    ({"lambda_u": {"start": 1.0, "unit": "fraction"}}, "a ramp up to 1 of the run"),
 ])
 def test_mistakes_in_a_method_are_named(tmp_path: Path, bad: dict, match: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump({"name": "bad", **bad}))
     with pytest.raises(UserError, match=match):
         load_method(path)
+
+
+@pytest.mark.parametrize(("bad", "match"), [
+    ({"views": [view(), view(of="supervised")], "regularisers": [{"use": "cosine_agreement"}]},
+     "one is of unlabelled, the other of supervised images"),
+    ({"regularisers": [{"use": "entropy"}]}, "regulariser entropy: it speaks of views"),
+    ({"views": [view(source="others")]}, "source others: student is the only branch"),
+    ({"topology": {"ema_teacher": {"decay": 0.9}}, "heads": {"queue": {"projector": {"of": "hidden", "width": 4}}},
+      "phases": [{"supervised": 0, "views": [view()],
+                  "regularisers": [{"use": {"pixel_nce": {"head": "queue"}}}]}]},
+     "branch student: a term reads what it says of the labelled images"),
+    ({"topology": {"multi_decoder": {"n": 3}}, "predictor": "mean"}, "decoders of one network"),
+])
+def test_what_only_a_step_can_tell_is_named_too(bad: dict, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        run(load_method(Method(name="bad", **{"predictor": "student", **bad})), 1)
 
 
 def test_an_unknown_method_lists_the_known_ones() -> None:

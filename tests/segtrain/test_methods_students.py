@@ -151,7 +151,7 @@ def test_mc_net_asks_the_others_and_equals_the_pairwise_losses() -> None:
     ours, = torch.autograd.grad(view.weight * mse(logits, target), logits)
     theirs, = torch.autograd.grad(sum(mse(logits, from_prob(sharp[n])) for n in ("student", "aux2")), logits)
     assert torch.allclose(ours, theirs, atol=1e-9)
-    assert target.prob.amax(1).mean() > soft(scene.said("aux2").logits).prob.amax(1).mean() + 0.1, "sharpened"
+    assert sharp["aux2"].amax(1).mean() > soft(scene.said("aux2").logits).prob.amax(1).mean() + 0.1, "sharpened"
 
 
 def test_a_decoder_of_mc_net_does_not_teach_itself() -> None:
