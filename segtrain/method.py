@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from segtrain.heads import HEADS
 from segtrain.labels import LABELS
 from segtrain.losses import LOSSES, SUPERVISED
 from segtrain.regularisers import REGULARISERS
+from segtrain.schedule import Schedule
 from segtrain.targets import SOURCES, TARGETS
 from segtrain.topology import TOPOLOGIES
 from segtrain.views import FEATURE_PERTURBATIONS, PERTURBATIONS
@@ -44,34 +44,6 @@ def _as_step(value: object) -> object:
 
 
 Slot = Annotated[Step, BeforeValidator(_as_step)]
-
-
-class Schedule(Settings):
-    """A weight over the run, or over the phase it belongs to.
-
-    Attributes:
-        kind: "const"; "exp": max * exp(-5 (1 - t/length)^2) up to `length`, then `max` (Laine & Aila 2017); "linear":
-            max * t/length up to `length`. Before `start` it is 0.
-        length, start, unit: the unit is "fraction" of the run or optimiser "steps", and has no default, because a ramp
-            in steps changes its meaning when the run is shortened.
-    """
-
-    kind: Literal["const", "exp", "linear"] = "const"
-    max: float = Field(1.0, ge=0)
-    length: float | None = Field(None, gt=0)
-    start: float = Field(0.0, ge=0)
-    unit: Literal["fraction", "steps"] | None = None
-
-    def at(self, progress: float, n_steps: int) -> float:
-        """Returns the weight when the share `progress` of `n_steps` is done."""
-        scale = n_steps if self.unit == "steps" else 1
-        t = progress * scale - self.start
-        if t < 0:
-            return 0.0
-        if self.kind == "const":
-            return self.max
-        left = 1 - min(t / self.length, 1)
-        return self.max * (math.exp(-5 * left**2) if self.kind == "exp" else 1 - left)
 
 
 class View(Settings):
@@ -267,15 +239,7 @@ def _check(method: Method) -> None:
     for phase in method.plan():
         for view in phase.views:
             _check_view(method.name, view)
-        ramp = phase.lambda_u
-        if (ramp.kind != "const" and ramp.length is None) or ((ramp.length or ramp.start) and ramp.unit is None):
-            raise UserError(f"method {method.name}: lambda_u", rule="a ramp has a length and a unit",
-                            repair="add length: 0.4 and unit: fraction (or unit: steps)")
-        end = ramp.start + (ramp.length or 0)
-        if ramp.unit == "fraction" and (end > 1 + 1e-6 or ramp.start >= 1):
-            raise UserError(f"method {method.name}: lambda_u", rule=f"a ramp up to {end:g} of the run is not over when "
-                            "the run is", repair="give start and length as shares that add up to 1 at most, or "
-                            "write unit: steps")
+        phase.lambda_u.check(f"method {method.name}: lambda_u")
 
 
 def load_method(source: str | Path | Method) -> Method:

@@ -11,9 +11,10 @@ import yaml
 from scenes import PAIRS, SETTINGS, changed, for_phantom, run, weights
 from torch import nn
 
-from segtrain.method import METHODS, Method, Schedule, load_method, method_text
+from segtrain.method import METHODS, Method, load_method, method_text
 from segtrain.models import Seen, SegNet, Widths
 from segtrain.recipe import PATIENCE, SegmentRecipe
+from segtrain.schedule import Schedule
 from segtrain.streams import Streams
 from segtrain.topology.members import EmaTeacher, Single, Staged
 from synth.core.checks import UserError
