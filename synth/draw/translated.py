@@ -98,7 +98,9 @@ def _translated(generator: Generator, parent: Pair, images: ImageSet, k: int, *,
     drawn = generator.sample(unit, torch.zeros(1, *unit.shape[2:], dtype=torch.long), seeds=[own_seed])
     style = {"style": generator.styles[generator.styles_for(unit, seeds=[own_seed])[0]]} if isinstance(
         generator, AppearancePipeline) else {}
-    made = Provenance((parent.id,), (parent.group,), own_seed, generator.content_hash(),
+    lent = generator.lenders([own_seed])[0]  # whose amplitudes it shows: to be recalled with them
+    parents, groups = zip((parent.id, parent.group), *([lent] if lent else []), strict=True)
+    made = Provenance(tuple(dict.fromkeys(parents)), tuple(dict.fromkeys(groups)), own_seed, generator.content_hash(),
                       json.dumps({"translated": True, **style}, sort_keys=True),
                       json.dumps(generator.sampler_settings(), sort_keys=True))
     return Pair(_name(parent, generator, k), parent.group,

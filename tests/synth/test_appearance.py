@@ -239,6 +239,31 @@ def test_the_lenders_group_is_a_parent_and_its_children_can_be_recalled(tmp_path
     assert 0 < len(left) < 12 and all(lender not in p.made.parent_groups for p in left)
 
 
+def test_a_translation_names_its_lender_and_is_recalled_with_it(tmp_path: Path) -> None:
+    generator = fitted(tmp_path / "run", "mix")
+    synth.translate_images(generator, PAIRS, out=tmp_path / "made", n=2, seed=5)
+    made = synth.load_images(tmp_path / "made")
+    drawn = [item for item in made.items if item.made]
+    assert len(drawn) == 12 and all(item.made.parents[0] == item.id.partition("-")[0] for item in drawn)
+    for item in drawn:
+        assert item.made.parent_groups[0] == item.group
+        assert (item.made.parents[1], item.made.parent_groups[1]) == generator.lenders([item.made.seed])[0]
+    lender = drawn[0].made.parent_groups[1]
+    left = made.without_group(lender)
+    assert 6 < len(left) < 18 and not any(i.made and lender in i.made.parent_groups for i in left.items)
+
+
+def test_who_lends_to_its_own_image_is_one_parent(tmp_path: Path) -> None:
+    found = synth.translate_images(spectral("fda"), pile_of_one("a", "v"), out=tmp_path / "made", n=12, originals=False)
+    families = {(item.made.parents, item.made.parent_groups) for item in found.items}
+    assert (("a",), ("v",)) in families and (("a", "b"), ("v", "w")) in families
+
+
+def pile_of_one(name: str, group: str) -> synth.ImageSet:
+    """Returns one unlabelled image called `name` of that group."""
+    return memory_set([PAIRS[0].image], None, PAIRS.info, ids=[name], groups=[group])
+
+
 def test_a_known_picture_passes_and_a_judge_that_does_not_know_it_rejects(tmp_path: Path) -> None:
     generator = fitted(tmp_path / "run")
     gates = default_gates(None, PAIRS, size=32)
