@@ -134,9 +134,10 @@ def check_recolourer(recolourer: Generator | None, arrays: Arrays, *, size: int,
 
 
 def recolour_sources(sources: Sources, recolourer: Generator, *, share: float) -> Sources:
-    """Returns the sources, of that share of them with the amplitudes changed; their layouts then name the generator.
+    """Returns the sources, of that share of them with the amplitudes changed; their layouts then say by what and how.
 
-    Whether and how is a function of the candidate's seed alone. What is kept afterwards is kept of these sources.
+    Whether and how is a function of the candidate's seed and of these words alone. What is kept afterwards is kept of
+    these sources.
     """
     rows = [i for i, seed in enumerate(sources.seeds) if uniform(sample_rng(seed, "appearance"), 0, 1) < share]
     if not rows:
@@ -145,7 +146,8 @@ def recolour_sources(sources: Sources, recolourer: Generator, *, share: float) -
     seeds = [derive_seed(sources.seeds[i], "appearance") for i in rows]
     pixels[rows] = painted_pixels(recolourer, sources, rows=rows, seeds=seeds)
     lent = dict(zip(rows, recolourer.lenders(seeds), strict=True))
+    words = {"appearance": recolourer.content_hash(), "appearance_sampler": recolourer.sampler_settings()}
     for i in rows:
-        layouts[i] = note_in_layout(layouts[i], {"appearance": recolourer.content_hash()})
+        layouts[i] = note_in_layout(layouts[i], words)
     return replace(sources, pixels=pixels, layouts=tuple(layouts),
                    lent=tuple(lent.get(i) for i in range(len(sources.keys))))

@@ -113,7 +113,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
         "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed,
         "gates": gates.identity if gates else "none", **({"supply": supply.identity} if supply else {}),
         **({"hosts": clear.identity} if clear else {}), **({"shape": shapes.identity} if shapes else {}),
-        **({"appearance": appearance.content_hash()} if appearance else {})})
+        **({"appearance": [appearance.content_hash(), appearance.sampler_settings()]} if appearance else {})})
     painter = generator_painter(generator) if generator else no_painter
     before = Before(window_of(generator, settings), clear, shapes, appearance, repainter,
                     generator.shown_px if generator else math.inf)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 from scipy import ndimage
 
 from synth.core.checks import IGNORE, UserError
@@ -183,6 +184,6 @@ def _layout_text(edit: Layout, window: Window | None) -> str:
     return text if window is None else note_in_layout(text, {"window": [window.grow_px, window.least_px]})
 
 
-def note_in_layout(text: str, words: Mapping[str, str | bool | list[int]]) -> str:
+def note_in_layout(text: str, words: Mapping[str, JsonValue]) -> str:
     """Returns the JSON text of a layout with what else was done to its pair; `layout_from_json` passes over it."""
     return json.dumps({**json.loads(text), **words}, sort_keys=True)

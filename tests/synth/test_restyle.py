@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -310,6 +311,22 @@ def test_it_changes_sources_before_they_are_painted(tmp_path: Path) -> None:
     made = synth.draw(tiny_translator("oasis"), pairs, n=2, out=tmp_path / "made", appearance=tiny_appearance(),
                       config={"batch_size": 2})
     assert all(tiny_appearance().content_hash() in pair.made.layout for pair in made)
+
+
+def test_the_style_of_changed_sources_is_in_their_provenance_and_another_one_is_another_run(tmp_path: Path) -> None:
+    first, second = (with_changes(tiny_appearance(), {"style": f"site {k}"}) for k in (0, 1))
+
+    def drawn(name: str, appearance: AppearancePipeline) -> synth.PairSet:
+        return synth.draw(tiny_translator("oasis"), squares(6), n=2, out=tmp_path / name, appearance=appearance,
+                          config={"batch_size": 2})
+
+    made = drawn("made", first)
+    with pytest.raises(UserError, match=r"another draw run \(differs in: appearance\)"):
+        drawn("made", second)
+    assert drawn("made", first).ids == made.ids
+    for one, other in zip(made, drawn("other", second), strict=True):
+        said, told = (json.loads(p.made.layout)["appearance_sampler"]["style"] for p in (one, other))
+        assert (said, told) == ("site 0", "site 1") and one.made.seed == other.made.seed
 
 
 # Real images without masks.
