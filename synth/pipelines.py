@@ -20,6 +20,7 @@ from torch import nn
 
 from synth.core.checks import UserError
 from synth.core.files import sha256
+from synth.core.pairs import DataInfo
 from synth.core.space import from_channels, unit_to_pixels
 
 
@@ -60,6 +61,21 @@ def draw_seeds(n: int, seeds: Sequence[int] | None,
 def own_config(part: ConfigMixin) -> dict[str, object]:
     """Returns the configuration of a part. Keys that begin with "_" say where it was loaded from, not what it is."""
     return {k: v for k, v in part.config.items() if not k.startswith("_")}
+
+
+def check_depth(pipeline: DiffusionPipeline, info: DataInfo, where: str) -> None:
+    """Returns nothing; raises if images are of another bit depth than those that `pipeline` was fitted on.
+
+    Over an 8-bit range all 16-bit pixels are white, and over a 16-bit one all 8-bit pixels black. A pipeline that was
+    saved before the depth was is told by its range.
+
+    Raises:
+        UserError: naming `where`.
+    """
+    depth = pipeline.config.get("bit_depth") or (8 if pipeline.config.unit_high <= 255 else 16)
+    if info.bit_depth != depth:
+        raise UserError(where, rule=f"images of {info.bit_depth} bit, and {type(pipeline).__name__} was fitted on "
+                        f"{depth} bit", repair=f"give images of {depth} bit, exported as those of the fit were")
 
 
 def weights_hash(net: nn.Module) -> str:

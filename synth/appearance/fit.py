@@ -85,7 +85,7 @@ def _fitted(settings: SpectralSettings, labelled: PairSet, pile: ImageSet | None
     elif operation.name in ("fda", "mix"):
         lenders = _lenders(settings, pile or labelled)
     amplitudes = Amplitudes.of(channels=info.channels, size=settings.size, prior=prior, lenders=lenders)
-    return pipeline_of(amplitudes, operation, intensity_range=info.intensity_range)
+    return pipeline_of(amplitudes, operation, intensity_range=info.intensity_range, bit_depth=info.bit_depth)
 
 
 def _prior(settings: SpectralSettings, labelled: PairSet, pile: ImageSet | None) -> FrequencyPrior:

@@ -41,6 +41,7 @@ class SpectralPipeline(DiffusionPipeline, Generator):
         amplitudes: the prior it draws towards, or whose amplitudes it lends.
         operation, strength, pad, field_of_view, clamp: see `OperationSettings` and `Border`.
         unit_low, unit_high: pixel values that are -1 and 1 in unit space.
+        bit_depth: of the images it was fitted on, None where an older folder does not say.
     """
 
     kind = "spectral"
@@ -48,12 +49,12 @@ class SpectralPipeline(DiffusionPipeline, Generator):
     def __init__(  # noqa: PLR0913 - the saved settings, flat as diffusers keeps them
         self, amplitudes: Amplitudes, operation: str = "match_ratio", strength: list[float] = (0.0, 0.3),
         pad: float = 0.125, field_of_view: str = "auto", clamp: bool = True,  # noqa: FBT001, FBT002
-        unit_low: float = 0.0, unit_high: float = 255.0,
+        unit_low: float = 0.0, unit_high: float = 255.0, bit_depth: int | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(amplitudes=amplitudes)
         self.register_to_config(operation=operation, strength=list(strength), pad=pad, field_of_view=field_of_view,
-                                clamp=clamp, unit_low=unit_low, unit_high=unit_high)
+                                clamp=clamp, unit_low=unit_low, unit_high=unit_high, bit_depth=bit_depth)
 
     @property
     def size(self) -> int:
@@ -151,12 +152,12 @@ def _band_gains(rngs: Sequence[torch.Generator], strength: tuple[float, float], 
 
 
 def pipeline_of(amplitudes: Amplitudes, operation: OperationSettings, *,
-                intensity_range: tuple[float, float]) -> SpectralPipeline:
+                intensity_range: tuple[float, float], bit_depth: int) -> SpectralPipeline:
     """Returns the pipeline that does `operation` with `amplitudes`.
 
     Args:
-        intensity_range: pixel values that are -1 and 1 in unit space.
+        intensity_range: pixel values that are -1 and 1 in unit space. bit_depth: 8 or 16, of the images.
     """
     low, high = intensity_range
     return SpectralPipeline(amplitudes, operation.name, list(operation.strength), unit_low=float(low),
-                            unit_high=float(high), **operation.border.model_dump())
+                            unit_high=float(high), bit_depth=bit_depth, **operation.border.model_dump())

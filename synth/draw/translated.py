@@ -18,6 +18,7 @@ from synth.formats import load_images
 from synth.formats.imagefolder import PIECEWISE, check_file_name, finish_imagefolder, put_image
 from synth.gan.restyle.pipeline import AppearancePipeline
 from synth.generator import Generator, shows_source
+from synth.pipelines import check_depth
 
 SHARD_SIZE = 16
 """Images that are noted in the ledger together: what a kill costs at most."""
@@ -72,6 +73,7 @@ def _check(generator: Generator, images: ImageSet, *, n: int) -> None:
         raise UserError(f"generator of kind {generator.kind}", rule="it paints; images without masks would no longer "
                         "show what they showed", repair="give one of kind appearance or spectral")
     info = images.info
+    check_depth(generator, info, images.where)  # first: the command has given a 16-bit set the generator's range
     if (generator.channels, generator.intensity_range) != (info.channels, tuple(info.intensity_range)):
         raise UserError(images.where, rule=f"images of {info.channels} channel(s), range {info.intensity_range}, do "
                         f"not fit a generator of {generator.channels} channel(s), range {generator.intensity_range}",

@@ -53,7 +53,8 @@ def spectral(name: str, *, channels: int = 1, value_range: tuple[float, float] =
         lenders = Lenders(tuple("abcde"), tuple("vwxyz"), amplitude_to_lend(some, border).half())
     amplitudes = Amplitudes.of(channels=channels, size=32, prior=prior, lenders=lenders)
     operation = OperationSettings(name=name, strength=strength or REACH[name], border=border)
-    return pipeline_of(amplitudes, operation, intensity_range=value_range)
+    return pipeline_of(amplitudes, operation, intensity_range=value_range,
+                       bit_depth=8 if value_range[1] <= 255 else 16)
 
 
 class TestRatio(GeneratorContract):
@@ -175,7 +176,7 @@ def fitted(out: Path, name: str = "match_ratio", **words: object) -> SpectralPip
 
 def test_a_fit_is_a_folder_that_loads_and_is_the_same_when_run_again(tmp_path: Path) -> None:
     made = fitted(tmp_path / "run")
-    assert isinstance(made, SpectralPipeline) and (made.size, made.channels) == (32, 1)
+    assert isinstance(made, SpectralPipeline) and (made.size, made.channels, made.config.bit_depth) == (32, 1, 8)
     expected = FrequencyPrior.fit(PAIRS, size=32)
     assert made.amplitudes.prior.content_hash() == expected.content_hash()
     before = files_of(tmp_path / "run")

@@ -76,7 +76,7 @@ def test_a_fit_leaves_a_pipeline_with_logs_health_and_a_grid(fitted: tuple[Appea
     assert 0 <= health["coach_dice"] <= 1 and 0 <= health["coach_dice_translated"] <= 1
     loaded = synth.load_generator(out)
     assert isinstance(loaded, AppearancePipeline) and loaded.content_hash() == pipeline.content_hash()
-    assert loaded.styles == ("A", "B") and loaded.keeps == "nothing"
+    assert loaded.styles == ("A", "B") and loaded.keeps == "nothing" and loaded.config.bit_depth == 8
 
 
 def test_interrupted_and_resumed_it_ends_byte_for_byte_the_same(

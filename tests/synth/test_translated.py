@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from tiny import files_of, killed_and_whole, squares, tiny_appearance
 
 import synth
 from synth.core.checks import UserError
-from synth.core.pairs import ImageSet, PairSet
+from synth.core.pairs import ImageSet, PairSet, memory_set
+from synth.draw.modes import with_changes
 from synth.gan.restyle.pipeline import AppearancePipeline
 
 IMAGES = squares(20)
@@ -131,6 +133,40 @@ def test_datasets_opens_the_folder(whole: Path, tmp_path: Path) -> None:
     assert len(opened) == 60
     for row in opened.select(range(0, 60, 7)):
         assert np.array_equal(np.array(row["image"]), found[found.ids.index(row["id"])].image)
+
+
+def deep(images: ImageSet = IMAGES, *, top: float = 255.0) -> ImageSet:
+    """Returns the same pixels in 16 bit, over the range from 0 to `top`."""
+    info = dataclasses.replace(images.info, bit_depth=16, intensity_range=(0.0, top))
+    return memory_set([p.image.astype(np.uint16) for p in images], None, info, ids=images.ids, groups=images.groups)
+
+
+def test_images_of_another_bit_depth_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    some = IMAGES.select([0, 1])
+    for images, generator in ((deep(some), tiny_appearance()), (some, tiny_appearance(bit_depth=16))):
+        with pytest.raises(UserError, match=f"images of {images.info.bit_depth} bit, and AppearancePipeline"):
+            translated(tmp_path / "out", generator, images)
+    tiny_appearance().save_pretrained(tmp_path / "styles")
+    synth.write_folder(deep(some, top=4095), tmp_path / "pile")
+    assert "images of 16 bit" in mistake(capsys, "translate", tmp_path / "styles", f"out={tmp_path}/out",
+                                         f"data.unlabelled={tmp_path}/pile")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_bit_depth_is_saved_and_an_older_folder_is_told_by_its_range(tmp_path: Path) -> None:
+    noted = with_changes(tiny_appearance(bit_depth=16), {"style": "site 1"})
+    noted.save_pretrained(tmp_path / "noted")  # 16-bit files may well hold no level above 255
+    assert translated(tmp_path / "low", synth.load_generator(tmp_path / "noted"), deep()).info.bit_depth == 16
+    for top, fits, other in ((255, IMAGES, deep()), (4095, deep(top=4095), IMAGES)):
+        folder = tmp_path / str(top)
+        tiny_appearance(value_range=(0, top)).save_pretrained(folder)
+        words = json.loads((folder / "model_index.json").read_text())
+        del words["bit_depth"]
+        (folder / "model_index.json").write_text(json.dumps(words))
+        older = synth.load_generator(folder)
+        assert len(translated(tmp_path / f"made {top}", older, fits.select([0]))) == 3
+        with pytest.raises(UserError, match="bit, and AppearancePipeline was fitted on"):
+            translated(tmp_path / "no", older, other)
 
 
 def test_the_command_resumes(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -144,6 +144,9 @@ def test_what_it_cannot_use_is_refused(masks: MaskSet, run: Path, tmp_path: Path
         load_labeller(tmp_path / "other")
     with pytest.raises(UserError, match="channel"):
         synth.label(run, make_phantom(2, size=32, channels=3), out=tmp_path / "labels")
+    with pytest.raises(UserError, match="images of 16 bit, and LabelPipeline was fitted on 8"):
+        synth.label(run, make_phantom(2, size=32, bit_depth=16), out=tmp_path / "labels")
+    assert not (tmp_path / "labels").exists()
     with pytest.raises(UserError, match="this labeller takes"):
         load_labeller(run)(torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16))
 

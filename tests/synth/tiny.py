@@ -92,8 +92,8 @@ APPEARANCE = {
 """Settings of a fit of appearances that takes a second, and whose health is not looked at."""
 
 
-def tiny_appearance(*, channels: int = 1, value_range: tuple[float, float] = (0, 255),
-                    n_styles: int = 3) -> AppearancePipeline:
+def tiny_appearance(*, channels: int = 1, value_range: tuple[float, float] = (0, 255), n_styles: int = 3,
+                    bit_depth: int | None = None) -> AppearancePipeline:
     """Returns an untrained translator of appearances at 32 px, equal for equal arguments."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -101,7 +101,7 @@ def tiny_appearance(*, channels: int = 1, value_range: tuple[float, float] = (0,
     n = 2 * channels + N_BANDS
     pipeline = AppearancePipeline(net.eval(), [f"site {k}" for k in range(n_styles)],
                                   [[float(k)] * n for k in range(n_styles)], [1.0] * n,
-                                  unit_low=float(value_range[0]), unit_high=float(value_range[1]))
+                                  unit_low=float(value_range[0]), unit_high=float(value_range[1]), bit_depth=bit_depth)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

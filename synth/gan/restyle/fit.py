@@ -116,7 +116,7 @@ def _train_pipeline(settings: AppearanceSettings, training: _Training, labelled:
     low, high = info.intensity_range
     pipeline = AppearancePipeline(recipe.averages["translator"].net.cpu(), list(pool.styles.names),
                                   pool.styles.centres.tolist(), pool.styles.scale.tolist(), unit_low=low,
-                                  unit_high=high)
+                                  unit_high=high, bit_depth=info.bit_depth)
     health = measure_restyle(pipeline, recipe.nets["coach"], pool, training.aside, ids=training.ids)
     if PartialState().is_main_process:
         write_json(out / "health.json", dataclasses.asdict(health))

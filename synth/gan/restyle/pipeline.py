@@ -26,6 +26,7 @@ class AppearancePipeline(DiffusionPipeline, Generator):
         centres: mean look of each style; spread: deviation of each number of a look; see `looks.look_of`.
         style: that all images are given; "" = another one than an image looks like, by its seed.
         unit_low, unit_high: pixel values that are -1 and 1 in unit space.
+        bit_depth: of the images it was fitted on, None where an older folder does not say.
     """
 
     model_cpu_offload_seq = "translator"
@@ -33,11 +34,11 @@ class AppearancePipeline(DiffusionPipeline, Generator):
 
     def __init__(self, translator: StyleTranslator, names: list[str] = (),  # noqa: PLR0913 - its saved configuration
                  centres: list[list[float]] = (), spread: list[float] = (), *, style: str = "",
-                 unit_low: float = 0.0, unit_high: float = 255.0) -> None:
+                 unit_low: float = 0.0, unit_high: float = 255.0, bit_depth: int | None = None) -> None:
         super().__init__()
         self.register_modules(translator=aligned(translator))
         self.register_to_config(names=list(names), centres=[list(c) for c in centres], spread=list(spread), style=style,
-                                unit_low=unit_low, unit_high=unit_high)
+                                unit_low=unit_low, unit_high=unit_high, bit_depth=bit_depth)
 
     @property
     def size(self) -> int:
@@ -75,7 +76,8 @@ class AppearancePipeline(DiffusionPipeline, Generator):
                             repair=f"take one of {', '.join(self.styles)}")
         low, high = self.intensity_range
         made = AppearancePipeline(self.translator, list(self.styles), self.config.centres, self.config.spread,
-                                  style=sampler.style or "", unit_low=low, unit_high=high)
+                                  style=sampler.style or "", unit_low=low, unit_high=high,
+                                  bit_depth=self.config.bit_depth)
         made.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         return made
 

@@ -122,7 +122,7 @@ def _train_pipelines(settings: UnpairedSettings, data: Unpaired, classes: tuple[
     drawing = TranslatePipeline(nets["translator"], data.n_classes, settings.translation, unit_low=low, unit_high=high)
     labelling = LabelPipeline(nets["labeller"], nets["mask_judge"], energy=1.0, tau=settings.tau,
                               calibrate=settings.labeller.calibrate, keep_in=settings.layout.keep_in, unit_low=low,
-                              unit_high=high)
+                              unit_high=high, bit_depth=info.bit_depth)
     shown = torch.from_numpy(data.masks.astype(np.int64))
     labelling.register_to_config(energy=float(labelling.energy_of(shown).mean()))
     style = recipe.nets["translators"].style.cpu().eval()

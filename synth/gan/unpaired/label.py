@@ -20,7 +20,7 @@ from synth.core.pairs import ImageSet
 from synth.core.space import labels_to_onehot, pixels_to_unit, resize_image, to_channels, top_class
 from synth.gan.unpaired.batches import frames_of
 from synth.gan.unpaired.networks import Labeller, MaskVae
-from synth.pipelines import own_config, quiet, weights_hash
+from synth.pipelines import check_depth, own_config, quiet, weights_hash
 
 FOLDER = "labels"
 """Of the labelling half, inside the generator's folder."""
@@ -47,6 +47,7 @@ class LabelPipeline(DiffusionPipeline):
         energy: mean energy of the masks it learnt from. tau: how fast the weight falls above it.
         calibrate: whether the labeller takes the judge's feedback. keep_in: "frame" = an image's frame is background,
             "none" = it may be anything. unit_low, unit_high: as of a generator.
+        bit_depth: of the images it was fitted on, None where an older folder does not say.
     """
 
     model_cpu_offload_seq = "labeller->judge"
@@ -54,11 +55,11 @@ class LabelPipeline(DiffusionPipeline):
     # Defaults because diffusers takes arguments without one for networks; a fit gives them all.
     def __init__(self, labeller: Labeller, judge: MaskVae, *, energy: float = 1.0, tau: float = 1.0,  # noqa: PLR0913
                  calibrate: bool = True, keep_in: str = "frame", unit_low: float = 0.0,
-                 unit_high: float = 255.0) -> None:
+                 unit_high: float = 255.0, bit_depth: int | None = None) -> None:
         super().__init__()
         self.register_modules(labeller=labeller, judge=judge)
         self.register_to_config(energy=energy, tau=tau, calibrate=calibrate, keep_in=keep_in, unit_low=unit_low,
-                                unit_high=unit_high)
+                                unit_high=unit_high, bit_depth=bit_depth)
 
     @property
     def size(self) -> int:
@@ -78,7 +79,8 @@ class LabelPipeline(DiffusionPipeline):
     def content_hash(self) -> str:
         """Returns 16 hexadecimal digits over the weights and configuration."""
         parts: dict[str, nn.Module] = {"labeller": self.labeller, "judge": self.judge}
-        return hash_json({"config": {k: v for k, v in own_config(self).items() if k not in parts},
+        apart = {*parts, "bit_depth"}  # it changes no label, and older folders have none
+        return hash_json({"config": {k: v for k, v in own_config(self).items() if k not in apart},
                           **{f"{k}_config": own_config(v) for k, v in parts.items()},
                           **{k: weights_hash(v) for k, v in parts.items()}})
 
@@ -141,12 +143,13 @@ def label(labeller: LabelPipeline | str | Path, images: ImageSet, *, out: str | 
     `annotation_efficient` gives it. labels.jsonl lists each image's energy and weight.
 
     Raises:
-        UserError: if the images have other channels, or `out` holds something else.
+        UserError: if the images have other channels or another bit depth, or `out` holds something else.
     """
     pipeline = labeller if isinstance(labeller, LabelPipeline) else load_labeller(labeller)
     if images.info.channels != pipeline.channels:
         raise UserError(images.where, rule=f"its images have {images.info.channels} channel(s), the labeller takes "
                         f"{pipeline.channels}", repair=f"convert them with data.channels={pipeline.channels}")
+    check_depth(pipeline, images.info, images.where)
     out = claim_folder(Path(out), kind="label", identity={"labeller": pipeline.content_hash(), "images": images.ids})
     lines = []
     for pair in images:
