@@ -114,6 +114,14 @@ def test_labels_have_the_form_that_a_segmenter_reads(run: Path, tmp_path: Path) 
     assert done.result.steps == 3 and done.info.n_classes == 2
 
 
+def test_labels_never_leave_their_folder(run: Path, tmp_path: Path) -> None:
+    for name in ("../../escaped", "a/b", ".hidden"):
+        odd = memory_set([PAIRS[0].image], None, PILE.info, ids=[name], groups=["g"])
+        with pytest.raises(UserError, match="an id becomes a file name"):
+            synth.label(run, odd, out=tmp_path / "below" / "labels")
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_contrast_of_patches_takes_the_place_of_the_cycle(masks: MaskSet, tmp_path: Path) -> None:
     pipeline = synth.fit(UNPAIRED, None, PILE, masks=masks, out=tmp_path / "run", overrides=["translation=contrastive"])
     last = json.loads((tmp_path / "run" / "unpaired_run" / "stats.jsonl").read_text().splitlines()[-1])

@@ -18,6 +18,7 @@ from synth.core.device import compute_device
 from synth.core.files import claim_folder, hash_json, replace_file, write_text
 from synth.core.pairs import ImageSet
 from synth.core.space import labels_to_onehot, pixels_to_unit, resize_image, to_channels, top_class
+from synth.formats.imagefolder import check_file_name
 from synth.gan.unpaired.batches import frames_of
 from synth.gan.unpaired.networks import Labeller, MaskVae
 from synth.pipelines import check_depth, own_config, quiet, weights_hash
@@ -143,13 +144,16 @@ def label(labeller: LabelPipeline | str | Path, images: ImageSet, *, out: str | 
     `annotation_efficient` gives it. labels.jsonl lists each image's energy and weight.
 
     Raises:
-        UserError: if the images have other channels or another bit depth, or `out` holds something else.
+        UserError: if the images have other channels or another bit depth, an id cannot be a file name, or `out` holds
+            something else.
     """
     pipeline = labeller if isinstance(labeller, LabelPipeline) else load_labeller(labeller)
     if images.info.channels != pipeline.channels:
         raise UserError(images.where, rule=f"its images have {images.info.channels} channel(s), the labeller takes "
                         f"{pipeline.channels}", repair=f"convert them with data.channels={pipeline.channels}")
     check_depth(pipeline, images.info, images.where)
+    for name in images.ids:
+        check_file_name(name)
     out = claim_folder(Path(out), kind="label", identity={"labeller": pipeline.content_hash(), "images": images.ids})
     lines = []
     for pair in images:
