@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
 from synth.core.checks import UserError, check_unique
-from synth.core.files import claim_folder, sweep
+from synth.core.files import claim_folder, hash_json, sweep
 from synth.core.pairs import ImageSet, Item, Pair, Provenance
 from synth.core.rng import derive_seed, one_thread
 from synth.core.space import from_channels, pixels_to_unit, resize_image, to_channels, unit_to_pixels
 from synth.draw.shards import ledger_path, shard_is_whole, write_missing
 from synth.formats import load_images
-from synth.formats.imagefolder import PIECEWISE, check_file_name, finish_imagefolder, put_image
+from synth.formats.folder import SPACING
+from synth.formats.imagefolder import PIECEWISE, check_file_name, finish_imagefolder, known_of, put_image
 from synth.gan.restyle.pipeline import AppearancePipeline
 from synth.generator import Generator, shows_source
 from synth.pipelines import check_depth
@@ -43,18 +45,25 @@ def translate_images(generator: Generator, images: ImageSet, *, out: str | Path,
     work: list[tuple[int, int | None]] = [(row, None) for row in range(len(images))] if originals else []
     work += [(row, k) for row in range(len(images)) for k in range(n)]
     _check_names([_name(images.items[row], generator, k) for row, k in work], images.where)
+    known = known_of(images)
+    domains = generator.domains if isinstance(generator, AppearancePipeline) else ()
     folder = claim_folder(Path(out), kind=PIECEWISE, identity={
         "generator": generator.content_hash(), "sampler": generator.sampler_settings(), "n": n, "seed": seed,
-        "originals": originals, "images": images.native(1).without_masks().fingerprint()})
+        "originals": originals, "images": images.native(1).without_masks().fingerprint(),
+        **({"known": hash_json(known)} if any(known.values()) else {})})
     shards = [work[i:i + SHARD_SIZE] for i in range(0, len(work), SHARD_SIZE)]
 
     def write_one(shard: int) -> dict[str, object]:
         files, rows = {}, []
         for row, k in shards[shard]:
-            pair = images[row] if k is None else _translated(generator, images[row], images, k, seed=seed)
+            parent = pair = images[row]
+            beside = known[parent.id]
+            if k is not None:
+                pair = _translated(generator, parent, images, k, seed=seed)
+                beside = _known(pair, parent, known=beside, domains=domains)
             file, line = put_image(pair, folder)
             files |= file
-            rows.append(line)
+            rows.append(line | beside)
         return {"files": files, "rows": rows}
 
     with one_thread():  # else files would depend on how many processes share the cores
@@ -90,6 +99,19 @@ def _check_names(names: list[str], where: str) -> None:
 
 def _name(parent: Item | Pair, generator: Generator, k: int | None) -> str:
     return parent.id if k is None else f"{parent.id}-{generator.kind}-{k}"
+
+
+def _known(made: Pair, parent: Pair, *, known: Mapping[str, float | str],
+           domains: Sequence[str]) -> dict[str, float | str]:
+    """Returns what is known of a translation: its parent's field over its own pixels, and the domain that it shows.
+
+    Args:
+        known: of the parent. domains: the styles that are some. Of any other change nobody can say where it leads.
+    """
+    sides = zip(SPACING, parent.image.shape[:2], made.image.shape[:2], strict=True)
+    spacing = {key: known[key] * old / new for key, old, new in sides if key in known}
+    style = json.loads(made.made.layout).get("style")
+    return {**spacing, **({"domain": style} if style in domains else {})}
 
 
 def _translated(generator: Generator, parent: Pair, images: ImageSet, k: int, *, seed: int) -> Pair:

@@ -55,10 +55,8 @@ def write_imagefolder(pairs: ImageSet, out: Path, *, card: str = "") -> None:
         UserError: if `out` exists and is not empty, an id cannot be a file name, or the device is full.
     """
     def finish(folder: Path, written: list[Pair]) -> None:
-        known = _spacings(pairs), _domains(pairs)
-        rows = [_line(pair) | {key: value for table in known for key, value in table.get(pair.id, {}).items()}
-                for pair in written]
-        (folder / METADATA).write_text(_lines(rows), encoding="utf-8")
+        known = known_of(pairs)
+        (folder / METADATA).write_text(_lines([_line(pair) | known[pair.id] for pair in written]), encoding="utf-8")
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -85,6 +83,12 @@ def write_folder(pairs: ImageSet, out: Path) -> None:
         log.warning("%s: %d of its pairs were drawn, and a plain folder does not say from what: no leak can be seen in "
                     "it. An imagefolder says it", out, n_made)
     _write_whole(pairs, Path(out), finish)
+
+
+def known_of(pairs: ImageSet) -> dict[str, dict[str, float | str]]:
+    """Returns what a row says beside its pair's own metadata, by id: row_mm and column_mm, domain, each where known."""
+    tables = _spacings(pairs), _domains(pairs)
+    return {name: {key: value for table in tables for key, value in table.get(name, {}).items()} for name in pairs.ids}
 
 
 def _spacings(pairs: ImageSet) -> dict[str, dict[str, float]]:

@@ -135,6 +135,23 @@ def test_datasets_opens_the_folder(whole: Path, tmp_path: Path) -> None:
         assert np.array_equal(np.array(row["image"]), found[found.ids.index(row["id"])].image)
 
 
+def test_spacing_and_domain_go_along(tmp_path: Path) -> None:
+    plain = memory_set([np.tile(p.image, (2, 1)) for p in IMAGES.select([0, 1])], None, IMAGES.info, ids=["s0", "s1"],
+                       groups=["g0", "g1"], spacings=[(0.5, 0.8)] * 2)
+    images, moved = (ImageSet([dataclasses.replace(item, domain=site) for item in plain.items], IMAGES.info)
+                     for site in ("site 0", "site 2"))
+    translated(tmp_path / "made", images=images)
+    for item in synth.load_images(tmp_path / "made").items:
+        style = json.loads(item.made.layout)["style"] if item.made else "site 0"
+        assert item.domain == style and item.spacing == ((1.0, 0.8) if item.made else (0.5, 0.8)), item.id
+    clusters = AppearancePipeline(tiny_appearance().translator, ["cluster_0", "cluster_1", "cluster_2"],
+                                  **{k: tiny_appearance().config[k] for k in ("centres", "spread")})
+    again = translated(tmp_path / "clusters", clusters, images)
+    assert [item.domain for item in again.items] == ["site 0"] * 2 + [None] * 4, "a cluster is no site"
+    with pytest.raises(UserError, match=r"differs in: known"):
+        translated(tmp_path / "made", images=moved)
+
+
 def deep(images: ImageSet = IMAGES, *, top: float = 255.0) -> ImageSet:
     """Returns the same pixels in 16 bit, over the range from 0 to `top`."""
     info = dataclasses.replace(images.info, bit_depth=16, intensity_range=(0.0, top))

@@ -86,6 +86,11 @@ def find_styles(looks: torch.Tensor, domains: Sequence[str | None], settings: St
     return Styles(names, of_image, centres, scale, clustered)
 
 
+def cluster_names(n: int) -> tuple[str, ...]:
+    """Returns the names of n styles that were found by their looks."""
+    return tuple(f"cluster_{k}" for k in range(n))
+
+
 def _clusters(looks: torch.Tensor, n: int, *, seed: int,
               brightness: torch.Tensor) -> tuple[tuple[str, ...], torch.Tensor]:
     """Returns names and the cluster of each look (N, F); the darkest cluster is the first."""
@@ -100,7 +105,7 @@ def _clusters(looks: torch.Tensor, n: int, *, seed: int,
     there = label.unique().tolist()
     order = sorted(there, key=lambda k: float(brightness[label == k].mean()))
     of_image = torch.tensor([order.index(k) for k in label.tolist()])
-    return tuple(f"cluster_{k}" for k in range(len(order))), of_image
+    return cluster_names(len(order)), of_image
 
 
 def _check_counts(names: Sequence[str], of_image: torch.Tensor, least: int, *, clustered: bool) -> None:

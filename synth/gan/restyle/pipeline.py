@@ -11,7 +11,7 @@ from synth.core.checks import UserError
 from synth.core.files import hash_json
 from synth.core.rng import randn_each, sample_rng
 from synth.gan.restyle.batches import another_style
-from synth.gan.restyle.looks import look_distance, look_of
+from synth.gan.restyle.looks import cluster_names, look_distance, look_of
 from synth.gan.restyle.network import StyleTranslator
 from synth.gan.restyle.settings import StyleSettings
 from synth.generator import Generator, check_request
@@ -59,6 +59,11 @@ class AppearancePipeline(DiffusionPipeline, Generator):
     def styles(self) -> tuple[str, ...]:
         """Names of the styles that it knows."""
         return tuple(self.config.names)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the styles that are domains, all or none: clusters are no sites, scanners or stains."""
+        return () if self.styles == cluster_names(len(self.styles)) else self.styles
 
     @property
     def sampler(self) -> StyleSettings:
