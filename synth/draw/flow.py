@@ -80,7 +80,8 @@ class Before:
 
     Attributes:
         window: what is painted of images at native size. hosts: images that get the objects. shapes: draws new masks.
-        recolourer: changes the sources' amplitudes; repainter: their objects. shown_px: see `transform_pairs`.
+        recolourer: changes the sources' amplitudes; repainter: their objects. shown_px, ring_px: see
+            `transform_pairs`.
     """
 
     window: Window | None = None
@@ -89,6 +90,7 @@ class Before:
     recolourer: Generator | None = None
     repainter: Generator | None = None
     shown_px: float = math.inf
+    ring_px: int | None = None
 
 
 def transform_of(origin: Origin, settings: DrawSettings, before: Before, *, seed: int
@@ -102,7 +104,8 @@ def transform_of(origin: Origin, settings: DrawSettings, before: Before, *, seed
             sources = insert_pairs(hosts, keys, seed=seed, layout=layout, anatomy=anatomy, shapes=before.shapes)
         else:
             sources = transform_pairs(origin.labelled, keys, rows=rows, seed=seed, layout=layout, anatomy=anatomy,
-                                      window=before.window, shapes=before.shapes, shown_px=before.shown_px)
+                                      window=before.window, shapes=before.shapes, shown_px=before.shown_px,
+                                      ring_px=before.ring_px)
         if before.recolourer is not None:
             sources = recolour_sources(sources, before.recolourer, share=settings.appearance_share)
         if before.repainter is not None:

@@ -20,7 +20,7 @@ from synth.draw.settings import DrawSettings
 from synth.draw.shards import Origin
 from synth.draw.supply import Supply, SupplySettings, check_judge
 from synth.gates import Gates
-from synth.generator import CURATED, Generator, shows_source
+from synth.generator import CURATED, Generator, mode_of, shows_source
 from synth.layouts import ShapeModel
 
 
@@ -116,6 +116,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
         **({"appearance": [appearance.content_hash(), appearance.sampler_settings()]} if appearance else {})})
     painter = generator_painter(generator) if generator else no_painter
     before = Before(window_of(generator, settings), clear, shapes, appearance, repainter,
-                    generator.shown_px if generator else math.inf)
+                    generator.shown_px if generator else math.inf,
+                    int(sampler.get("ring_px", 0)) if mode_of(sampler) == "object" else None)
     return run_draw(folder, painter, origin=origin, gates=gates, settings=settings, n=n, seed=seed, supply=supply,
                     before=before)

@@ -18,6 +18,7 @@ from synth.layouts.recombine import (
     Recombination,
     class_chances,
     fits,
+    hole_of,
     is_cut,
     learn_anatomy,
     share_with_several,
@@ -40,6 +41,6 @@ __all__ = [
     "IDENTITY", "Affine", "Anatomy", "Layout", "LayoutSettings", "Morph", "Placed", "Recombination", "RuleSettings",
     "Rules", "ShapeCode", "ShapeModel", "Shapes", "apply_image", "apply_layout", "apply_mask", "apply_morph",
     "apply_region", "bounded", "class_chances", "detect_frame", "draw_affine", "draw_fitting", "draw_layout",
-    "draw_morph", "fits", "is_cut", "keep_in_of", "layout_from_json", "layout_to_json", "learn_anatomy", "learn_rules",
-    "mirrored_in", "place", "second_parent", "share_with_several",
+    "draw_morph", "fits", "hole_of", "is_cut", "keep_in_of", "layout_from_json", "layout_to_json", "learn_anatomy",
+    "learn_rules", "mirrored_in", "place", "second_parent", "share_with_several",
 ]

@@ -172,10 +172,16 @@ def draw_recombination(rng: torch.Generator, labelled: Arrays, others: list[int]
     return None
 
 
+def hole_of(labels: np.ndarray, keep_in: np.ndarray) -> np.ndarray:
+    """Returns what is filled in where all foreground of labels (H, W) is taken away, (H, W) bool; none of `keep_in`."""
+    return ndimage.binary_dilation(foreground_of(labels), np.ones((3, 3)), iterations=2) & ~keep_in  # antialiased edge
+
+
 def fill(pixels: np.ndarray, hole: np.ndarray, *, known: np.ndarray) -> np.ndarray:
     """Returns pixels (C, H, W) with `hole` smoothly filled from the pixels `known`, both (H, W) bool.
 
-    Only what no painter paints over is left of it; but nothing of the removed object may shine through a soft rim.
+    Only what no painter paints over is left of it, and who paints objects alone must not call it background (see
+    `ring_px` of `transform_pairs`); but nothing of the removed object may shine through a soft rim.
     """
     if not hole.any() or not known.any():
         return pixels
@@ -203,10 +209,9 @@ def put(pixels: np.ndarray, labels: np.ndarray, keep_in: np.ndarray, *, image: n
     moved = apply_mask(taken_labels(mask, taken.component), taken.affine)
     whole, thing = apply_mask(mask, taken.affine), moved > 0
     if taken.mode == "replace":
-        own = foreground_of(labels)
-        hole = ndimage.binary_dilation(own, np.ones((3, 3)), iterations=2) & ~keep_in  # with its antialiased edge
+        hole = hole_of(labels, keep_in)
         pixels = fill(pixels, hole, known=~hole & ~keep_in)
-        labels = np.where(own, 0, labels)
+        labels = np.where(foreground_of(labels), 0, labels)
     distance = ndimage.distance_transform_edt(~thing)
     near = distance <= taken.gap_px
     weight = np.where(near, 0.5 + 0.5 * np.cos(np.pi * distance / (taken.gap_px + 1)), 0)

@@ -29,7 +29,7 @@ from synth.formats import read_shards
 from synth.gates import Gates, default_gates, run_gates
 from synth.gates.seam_net import SeamSettings
 from synth.generator import KEEPS, kept_by
-from synth.layouts import detect_frame, layout_from_json
+from synth.layouts import apply_layout, detect_frame, layout_from_json
 
 PAIRS = squares(6)
 SAMPLER = SamplerSettings(n_steps=2, margin_cells=(1, 1))
@@ -82,6 +82,24 @@ def test_what_a_mode_keeps_is_the_sources_in_the_files(mode: str, pairs: PairSet
         assert a.made.kept_sha256 == kept_hash(b.image, b.mask, a.made.settings)
         assert (a.made.kept_sha256 == "") == (mode == "layout")
     assert synth.verify_shards(tmp_path / "made") == [] == synth.verify_shards(tmp_path / "source")
+
+
+def test_what_a_removed_object_was_filled_with_is_never_background(tmp_path: Path) -> None:
+    masks, rng = np.zeros((4, 32, 32), np.uint8), np.random.default_rng(0)
+    for mask, side in zip(masks, (20, 4, 20, 4), strict=True):  # a small object leaves much of a large one's hole
+        mask[16 - side // 2:16 + side // 2, 16 - side // 2:16 + side // 2] = 1
+    images = np.where(masks == 1, 230, rng.integers(60, 100, masks.shape)).astype(np.uint8)
+    pairs, generator = memory_set(images, masks, INFO, ids=list("abcd"), groups=list("abcd")), painter("object")
+    layout = {"keep_in": "none", "recombine": 1.0, "recombine_mode": "replace"}
+    made, n_unknown = synth.draw(generator, pairs, n=8, out=tmp_path / "made", config={**CONFIG, "layout": layout}), 0
+    for pair in made:
+        edit, parent = layout_from_json(pair.made.layout), pairs[pairs.ids.index(pair.made.parents[0])]
+        was = apply_layout(parent.image[None], parent.mask, dataclasses.replace(edit, recombined=None)).labels == 1
+        stays = away_from(pair.mask, generator.ring_px)
+        assert edit.recombined is None or not (was & (pair.mask == 0) & stays).any()
+        assert not (was & (pair.mask == IGNORE) & ~stays).any(), "what is painted is background"
+        n_unknown += int((was & (pair.mask == IGNORE)).sum())
+    assert n_unknown > 100 and synth.verify_shards(tmp_path / "made") == []
 
 
 def test_the_frame_is_kept_beside_an_object_too() -> None:
