@@ -16,7 +16,16 @@ from synth.core.rng import choice, uniform
 from synth.layouts.frame import keep_in_of
 from synth.layouts.rules import Rules, learn_rules
 from synth.layouts.settings import LayoutSettings
-from synth.layouts.warp import Affine, apply_image, apply_mask, draw_affine, foreground_of, shift_to, stays_inside
+from synth.layouts.warp import (
+    Affine,
+    apply_image,
+    apply_mask,
+    draw_affine,
+    foreground_of,
+    mirrored_in,
+    shift_to,
+    stays_inside,
+)
 
 CRUMB = 0.1
 """A component below this share of the largest one is no object of its own."""
@@ -215,7 +224,9 @@ def put(pixels: np.ndarray, labels: np.ndarray, keep_in: np.ndarray, *, image: n
     distance = ndimage.distance_transform_edt(~thing)
     near = distance <= taken.gap_px
     weight = np.where(near, 0.5 + 0.5 * np.cos(np.pi * distance / (taken.gap_px + 1)), 0)
-    weight = np.where(thing, 1.0, np.where(foreground_of(whole) | foreground_of(labels) | keep_in, 0.0, weight))
+    # Of other objects the rim shows none: not the other pair's, not those mirrored at its border, not the own ones.
+    others = foreground_of(whole) | mirrored_in(mask, taken.affine) | foreground_of(labels)
+    weight = np.where(thing, 1.0, np.where(others | keep_in, 0.0, weight))
     mixed = np.rint(weight * apply_image(image, taken.affine) + (1 - weight) * pixels.astype(np.float64))
     doubt = near & (whole == IGNORE) & ~foreground_of(labels)
     return mixed.astype(pixels.dtype), np.where(thing, moved, np.where(doubt, IGNORE, labels)).astype(np.uint8)

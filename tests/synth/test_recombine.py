@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 from tiny import squares
 
+from synth.core.checks import IGNORE
 from synth.core.pairs import Arrays, DataInfo
 from synth.draw.sources import Sources, transform_pairs
 from synth.layouts import (
@@ -21,9 +22,10 @@ from synth.layouts import (
     keep_in_of,
     layout_from_json,
     learn_anatomy,
+    mirrored_in,
     share_with_several,
 )
-from synth.layouts.recombine import fill
+from synth.layouts.recombine import Recombination, fill, put
 
 LABELLED = squares(6, size=48).arrays(48)
 ALWAYS = LayoutSettings(recombine=1)
@@ -142,6 +144,21 @@ def test_nothing_is_put_on_the_frame() -> None:
     beside[48, right + 5] = True
     assert fits(thing, taken=beside, keep_in=nothing, gap_px=4)
     assert not fits(thing, taken=beside, keep_in=nothing, gap_px=5)
+
+
+@pytest.mark.parametrize("seen_as", [1, IGNORE])
+def test_the_rim_shows_nothing_that_is_mirrored_at_the_others_border(seen_as: int) -> None:
+    mask = np.zeros((48, 48), np.uint8)
+    mask[15:33, 6:14], mask[15:33, :3] = 1, seen_as  # near the border, and what is cut by it
+    image = np.where(mask > 0, 230, 80).astype(np.uint8)[None]
+    moved = dataclasses.replace(IDENTITY, shift_x=0.375, rotate_deg=5.0)
+    taken = Recombination("b", "add", 2 if seen_as == 1 else 1, moved, gap_px=14)
+    ground, nothing = np.full((1, 48, 48), 80, np.uint8), np.zeros((48, 48), np.uint8)
+    pixels, labels = put(ground, nothing, nothing > 0, image=image, mask=mask, taken=taken)
+    mirror = mirrored_in(mask, moved)
+    assert (mirror & (ndimage.distance_transform_edt(labels != 1) <= 14)).sum() > 30, "the case must occur"
+    assert (pixels[0][mirror] == 80).all() and (labels[mirror] == 0).all()
+    assert (pixels[0][ndimage.binary_erosion(labels == 1)] > 200).all()
 
 
 def test_a_filled_hole_continues_its_surroundings() -> None:
