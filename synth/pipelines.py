@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from synth.core.checks import UserError
-from synth.core.files import sha256
+from synth.core.files import room_for, sha256
 from synth.core.pairs import DataInfo
 from synth.core.space import from_channels, unit_to_pixels
 
@@ -95,16 +95,23 @@ def aligned(net: nn.Module) -> nn.Module:
 
 
 def save_pipeline(pipeline: DiffusionPipeline, out: Path) -> None:
-    """Moves the saved pipeline into `out`, its index last: a folder with an index is a whole pipeline."""
+    """Moves the saved pipeline into `out`, its index last: a folder with an index is a whole pipeline.
+
+    Raises:
+        UserError: if the device is full; what was there is untouched.
+    """
     staging = out / ".pipeline"
     shutil.rmtree(staging, ignore_errors=True)
-    pipeline.save_pretrained(staging, safe_serialization=True)
-    for part in sorted(staging.iterdir(), key=lambda p: p.name == "model_index.json"):
-        target = out / part.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(part, target)
-    staging.rmdir()
+    try:
+        with room_for(out):
+            pipeline.save_pretrained(staging, safe_serialization=True)
+        for part in sorted(staging.iterdir(), key=lambda p: p.name == "model_index.json"):
+            target = out / part.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(part, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager

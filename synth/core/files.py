@@ -6,8 +6,13 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from safetensors import SafetensorError
 
 from synth.core.checks import UserError
 
@@ -24,6 +29,30 @@ def hash_json(value: object) -> str:
     return sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())[:16]
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Returns whether a write failed for want of room: on the device, in the quota, or in the largest file allowed."""
+    while error is not None:
+        # safetensors has the system's number in its text alone; torch raises its own error on top of the system's.
+        said = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+        number = int(said[1]) if said else getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__context__
+    return False
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Returns a context in which `path` is replaced: a full device is a UserError there, whichever library met it."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if is_full(error):
+            raise UserError(str(path), rule="no space left on the device; nothing was replaced",
+                            repair="free some space and run the same command again, it resumes") from error
+        raise
+
+
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Writes through `write(temporary)` and renames, so that `path` is old or new but never half written.
 
@@ -33,17 +62,25 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(str(path), rule="no space left on the device; nothing was replaced",
-                            repair="free some space and run the same command again, it resumes") from error
-        raise
+        with room_for(path):
+            write(temporary)
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_through(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Writes through `write(open file)`, as `replace_file`.
+
+    For torch.save: given a path it opens the file itself, and what the system says of a failed write is lost.
+    """
+    def through(temporary: Path) -> None:
+        with temporary.open("wb") as handle:
+            write(handle)
+
+    replace_file(path, through)
 
 
 def sweep(folder: Path) -> None:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from synth.core.config import Settings, Word
 from synth.core.ema import Ema
-from synth.core.files import replace_file, sweep, write_json, write_text
+from synth.core.files import replace_through, sweep, write_json, write_text
 from synth.core.rng import derive_seed
 
 Batch = dict[str, torch.Tensor]
@@ -145,7 +145,7 @@ class _Run:
             "scaler": {} if final or recipe.scaler is None else recipe.scaler.state_dict(),
             "extra": recipe.extra_state(),
         }
-        replace_file(self.out / "checkpoint.pt", lambda p: torch.save(state, p))
+        replace_through(self.out / "checkpoint.pt", lambda handle: torch.save(state, handle))
 
     def load(self) -> None:
         path = self.out / "checkpoint.pt"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from synth.core.checks import UserError
+from synth.core.files import is_full
 
 
 def take(overrides: Sequence[str] | None, key: str) -> tuple[str | None, list[str]]:
@@ -95,9 +96,9 @@ def run(app: Callable[[], None]) -> None:
 
 def _repair(error: Exception) -> str | None:
     """Returns what helps against an error that the machine and not the code made, None for any other."""
+    if is_full(error):
+        return "free some space and run the same command again, it resumes"
     if isinstance(error, OSError):
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return "free some space and run the same command again, it resumes"
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             return "choose a folder that you may read and write"
         return None

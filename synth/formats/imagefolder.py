@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import errno
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from synth.core.checks import UserError
-from synth.core.files import RUN_FILE, replace_file, sha256, write_text
+from synth.core.files import RUN_FILE, is_full, replace_file, sha256, write_text
 from synth.core.pairs import DataInfo, ImageSet, Item, Pair
 from synth.formats.decode import encode_png
 from synth.formats.folder import SPACING, read_files, spacing_of
@@ -122,7 +121,7 @@ def _write_whole(pairs: ImageSet, out: Path, finish: Callable[[Path, list[Pair]]
         write_info(temporary, pairs.info)
         os.replace(temporary, out)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise UserError(str(out), rule="no space left on the device; nothing was written",
                             repair="free some space and run the same command again") from error
         raise

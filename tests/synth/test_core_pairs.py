@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from tiny import room_of
 
 from synth.core.checks import IGNORE, UserError
 from synth.core.config import Settings, load_config, save_config
-from synth.core.files import RUN_FILE, claim_folder, hash_json, replace_file, write_text
+from synth.core.files import RUN_FILE, claim_folder, hash_json, replace_file, replace_through, write_text
 from synth.core.pairs import PairSet, Provenance, memory_set
 from synth.core.rng import derive_seed, randn_each, sample_rng
 from synth.core.space import (
@@ -26,6 +30,8 @@ from synth.core.space import (
     top_class,
     unit_to_pixels,
 )
+
+WEIGHTS = {"weight": torch.zeros(10_000)}
 
 
 @pytest.mark.parametrize(
@@ -217,6 +223,37 @@ def test_a_device_that_really_is_full(tmp_path: Path) -> None:
         replace_file(path, write)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+
+
+@pytest.mark.parametrize("replace", [
+    lambda path: replace_file(path, lambda p: p.write_bytes(bytes(40_000))),
+    lambda path: replace_file(path, lambda p: save_file(WEIGHTS, p)),
+    lambda path: replace_through(path, lambda handle: torch.save(WEIGHTS, handle)),
+], ids=["bytes", "safetensors", "torch"])
+@pytest.mark.parametrize("room", [100, 10_000, 39_990])
+def test_whichever_library_meets_a_full_device_it_is_one_line(
+        replace: Callable[[Path], None], room: int, tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"old")
+    with room_of(room), pytest.raises(UserError, match=r"weights: no space left.*run the same command again"):
+        replace(path)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["weights"]
+    replace(path)
+    assert path.stat().st_size >= 40_000
+
+
+def test_what_a_library_says_of_anything_else_is_no_full_device(tmp_path: Path) -> None:
+    def wrong(_: Path) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        replace_file(tmp_path / "weights", wrong)
+    with pytest.raises(SafetensorError, match="No such file"):
+        replace_file(tmp_path / "weights", lambda p: save_file(WEIGHTS, p / "missing" / "file"))
+    with pytest.raises(AttributeError, match="pickle"):
+        replace_through(tmp_path / "weights", lambda handle: torch.save(lambda: None, handle))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_hash_json_ignores_key_order() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from phantom import make_phantom
-from tiny import FIT, killed_and_whole, launch
+from tiny import FIT, files_of, killed_and_whole, launch, room_of, tiny_pipeline
 
 import synth
 from synth.core.checks import UserError
@@ -25,6 +25,7 @@ from synth.diffusion.fit import training_crops, training_images
 from synth.diffusion.inpaint import InpaintPipeline
 from synth.diffusion.plan import check_settings, median_thickness, resolve_settings
 from synth.diffusion.settings import AutoencoderSettings, InpaintSettings
+from synth.pipelines import save_pipeline
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"
@@ -103,6 +104,16 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     assert weights[0] == weights[1] and len(weights[0]) == 2
     assert all((whole / name).read_bytes() == (killed / name).read_bytes() for name in weights[0]), said
     assert not list(killed.rglob(".*.tmp")) and not (killed / ".pipeline").exists()
+
+
+def test_a_pipeline_for_which_there_is_no_room_says_so_and_leaves_what_was_there(tmp_path: Path) -> None:
+    for before in ({}, None):
+        if before is None:
+            save_pipeline(tiny_pipeline(), tmp_path)
+            before = files_of(tmp_path)
+        with room_of(20_000), pytest.raises(UserError, match=f"{tmp_path}: no space left"):
+            save_pipeline(tiny_pipeline(seed=1), tmp_path)
+        assert files_of(tmp_path) == before and not (tmp_path / ".pipeline").exists()
 
 
 def shuffled(images: ImageSet, seed: int) -> ImageSet:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from killed import LOOP, Line, line_batches
-from tiny import killed_and_whole, launch
+from tiny import killed_and_whole, launch, room_of
 
+from synth.core.checks import UserError
 from synth.core.loop import LoopSettings, Recipe, TrainResult, cosine, poly, train
 
 HERE = Path(__file__).parent
@@ -51,6 +52,16 @@ def assert_same(a: object, b: object) -> None:
             assert_same(a[key], b[key])
     else:
         assert a == b
+
+
+def test_a_checkpoint_for_which_there_is_no_room_says_so_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    run(whole)
+    with room_of(1_500), pytest.raises(UserError, match=r"checkpoint\.pt: no space left"):
+        run(full, checkpoint_every=4)
+    assert [p.name for p in full.iterdir()] == []
+    run(full, checkpoint_every=4)
+    assert (full / "stats.jsonl").read_bytes() == (whole / "stats.jsonl").read_bytes()
 
 
 def test_the_log_counts_images_and_averages_what_was_since_the_last_line(tmp_path: Path) -> None:

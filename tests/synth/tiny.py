@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +148,17 @@ def files_of(folder: Path) -> dict[str, str]:
     """Returns the SHA-256 of every file below `folder` but locks, by relative path."""
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".lock"}
+
+
+@contextmanager
+def room_of(n_bytes: int) -> Iterator[None]:
+    """Returns a context in which no file of this process can grow beyond `n_bytes`, as if the device were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def launch(words: Sequence[str | Path], *, environment: Mapping[str, str] | None = None,
