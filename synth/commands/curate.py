@@ -36,4 +36,5 @@ def run_curate(made: Path, overrides: Sequence[str], *, dry_run: bool) -> None:
     names = tuple("" if one is None else one.content_hash() for one in models)
     found = curate(made, *(one and one.predict for one in models), labelled, out=out, models=names, config=settings,
                    held_out=load_held_out(held_out, data, labelled))
-    say(f"{out}: {len(found)} pairs stay")
+    if found is not None:
+        say(f"{out}: {len(found)} pairs stay")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from pydantic import Field
 
 from synth.card import dataset_card
@@ -136,11 +137,11 @@ def curate(  # noqa: PLR0913 - a set, the two who judge it, and what they are ca
     made: str | Path, judge: Predict | None, referee: Predict | None, labelled: PairSet, *, out: str | Path,
     held_out: PairSet | None = None, models: tuple[str, str] = ("", ""),
     config: str | Path | dict | SelectSettings | None = None, overrides: Sequence[str] = (),
-) -> PairSet:
+) -> PairSet | None:
     """Returns the pairs of a drawn set that pass the rules, at most a budget of them; `out` is a drawn set like any.
 
     The pairs that go lie in its split of rejected ones, each with the reason. Ids, parents and seeds stay, so that an
-    export without a group still leaves out every child of it.
+    export without a group still leaves out every child of it. None while another process still writes its shards.
 
     Args:
         made: folder of a drawn set; what its own gates rejected is not looked at again.
@@ -190,7 +191,7 @@ def _check_parents(pairs: PairSet, held_out: PairSet | None) -> None:
 
 
 def _write(folder: Path, pairs: PairSet, judged: Sequence[_Judged], stay: set[int], *, settings: SelectSettings,  # noqa: PLR0913
-           curation: Curation | None, name: str) -> PairSet:
+           curation: Curation | None, name: str) -> PairSet | None:
     order = sorted(range(len(pairs)), key=lambda i: i not in stay)  # the kept ones first, each part in its own order
     n_kept, n_left = len(stay), len(pairs) - len(stay)
     if not n_kept:
@@ -198,7 +199,17 @@ def _write(folder: Path, pairs: PairSet, judged: Sequence[_Judged], stay: set[in
                         "curate.min_agreement, or train generator, judge and referee longer")
     plan = Plan(len(pairs), settings.shard_size, settings.batch_size, 1)
     write_shards(folder, plan, _shards(pairs, judged, order, n_kept=n_kept, size=settings.shard_size, name=name))
-    _tidy(folder, plan)
+    if not all(shard_is_whole(folder, i) for i in range(plan.n_shards)):
+        return None  # another process is still at work; whoever ends last writes the card
+    with FileLock(folder / ".finish.lock"):
+        _tidy(folder, plan)
+        _write_facts(folder, pairs, judged, n_kept=n_kept, settings=settings, curation=curation, name=name)
+    return read_shards(folder)
+
+
+def _write_facts(folder: Path, pairs: PairSet, judged: Sequence[_Judged], *, n_kept: int, settings: SelectSettings,  # noqa: PLR0913
+                 curation: Curation | None, name: str) -> None:
+    n_left = len(pairs) - n_kept
     lost = sum(int((one.labels == IGNORE).sum()) for one in judged) / sum(one.labels.size for one in judged)
     write_json(folder / "curation.json", {
         "n_kept": n_kept, "n_left_out": n_left, "share_of_pixels_ignored": round(lost, 5),
@@ -210,7 +221,6 @@ def _write(folder: Path, pairs: PairSet, judged: Sequence[_Judged], stay: set[in
         n_kept=n_kept, n_rejected=n_left, n_asked=settings.budget or len(pairs), classes=pairs.info.classes,
         generator=made.generator, settings=json.dumps({**json.loads(made.settings or "{}"), CURATED: name}),
         groups=[group for item in pairs.items for group in item.made.parent_groups]))
-    return read_shards(folder)
 
 
 def _shards(pairs: PairSet, judged: Sequence[_Judged], order: Sequence[int], *, n_kept: int, size: int,  # noqa: PLR0913
@@ -226,9 +236,7 @@ def _shards(pairs: PairSet, judged: Sequence[_Judged], order: Sequence[int], *, 
 
 def _tidy(folder: Path, plan: Plan) -> None:
     """Removes what half-written files there are, and a split without a single row, which could not be opened."""
-    if not all(shard_is_whole(folder, i) for i in range(plan.n_shards)):
-        return  # another process is still at work
-    sweep(folder)
+    sweep(folder)  # all shards are whole: nobody is writing any more
     entries = [json.loads(ledger_path(folder, i).read_text(encoding="utf-8")) for i in range(plan.n_shards)]
     if not any(entry["n_rejected"] for entry in entries):
         for i in range(plan.n_shards):

@@ -175,6 +175,20 @@ def test_the_budget_is_kept_and_the_choice_is_the_supplys(made: Path, tmp_path: 
         curate(made, brightness_judge, soft_referee, PAIRS, out=tmp_path / "a", config={**config, "budget": 2})
 
 
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_two_ranks_curate_as_one_does_and_the_last_one_writes_the_card(
+        order: list[int], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"budget": 3, "rank": {"clip": 1.0}, "shard_size": 2}
+    one = curate(made, brightness_judge, soft_referee, PAIRS, out=tmp_path / "one", config=config)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    results = []
+    for rank in order:
+        monkeypatch.setenv("RANK", str(rank))
+        results.append(curate(made, brightness_judge, soft_referee, PAIRS, out=tmp_path / "two", config=config))
+    assert results[0] is None and results[1] is not None and results[1].ids == one.ids
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+
+
 def test_while_drawing_the_same_rules_hold(tmp_path: Path) -> None:
     curation = default_curation(brightness_judge, soft_referee, PAIRS, size=32, held_out=others(),
                                 settings=CurateSettings(ignore=1.25))
