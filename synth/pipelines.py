@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from synth.core.checks import UserError
-from synth.core.files import room_for, sha256
+from synth.core.files import room_for, sha256, write_text
 from synth.core.pairs import DataInfo
 from synth.core.space import from_channels, unit_to_pixels
 
@@ -112,6 +113,14 @@ def save_pipeline(pipeline: DiffusionPipeline, out: Path) -> None:
             os.replace(part, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def change_index(folder: Path, words: dict[str, object]) -> None:
+    """Makes the index of the pipeline saved in `folder` say `words`, settings by name; its networks are untouched."""
+    index = folder / "model_index.json"
+    held = json.loads(index.read_text(encoding="utf-8"))
+    if {**held, **words} != held:
+        write_text(index, json.dumps({**held, **words}, indent=2, sort_keys=True) + "\n")
 
 
 @contextmanager

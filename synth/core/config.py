@@ -144,6 +144,13 @@ def save_config(settings: Settings, path: Path) -> None:
     write_text(path, to_yaml(settings))
 
 
+def change_config(path: Path, words: dict[str, object]) -> None:
+    """Makes saved settings say `words`, by name, atomically; all others stay as they were when the run was made."""
+    held = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else words
+    if {**held, **words} != held:
+        write_text(path, yaml.safe_dump({**held, **words}, sort_keys=False))
+
+
 def to_yaml(settings: Settings) -> str:
     """Returns every resolved setting as YAML text, in the order in which the model names them."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)

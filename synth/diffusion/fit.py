@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from synth.core.checks import IGNORE
-from synth.core.config import save_config
+from synth.core.config import change_config, save_config
 from synth.core.device import compute_device
 from synth.core.files import claim_folder, write_json
 from synth.core.loop import train
@@ -40,7 +40,7 @@ from synth.diffusion.health import Health, enforce_health, measure_health
 from synth.diffusion.inpaint import InpaintPipeline
 from synth.diffusion.plan import check_settings, resolve_settings, run_identity
 from synth.diffusion.settings import InpaintSettings
-from synth.pipelines import quiet, save_pipeline
+from synth.pipelines import change_index, quiet, save_pipeline
 
 
 def _joined(labelled: Arrays, other: Arrays | None, where: str, *, labels: bool) -> Arrays:
@@ -101,6 +101,8 @@ def fit_inpaint(
 ) -> InpaintPipeline:
     """Returns the fitted pipeline, saved in `out`; running again resumes, or returns at once when finished.
 
+    Other sampler settings need no other fit: a finished folder is given them.
+
     Images are those of the training split, labelled and unlabelled; masks are used if `denoiser.labels`.
 
     Raises:
@@ -123,7 +125,12 @@ def fit_inpaint(
             save_pipeline(pipeline, out)
         PartialState().wait_for_everyone()
     # What is returned is what was saved, so a fresh fit and a reloaded one cannot differ.
-    return load_pipeline(out).with_sampler(settings.sampler)
+    pipeline = load_pipeline(out).with_sampler(settings.sampler)
+    if PartialState().is_main_process:  # a finished run may have been asked to paint otherwise
+        change_index(out, settings.sampler.model_dump(mode="json", exclude=set(pipeline.machine)))
+        change_config(out / "config.yaml", {"sampler": settings.sampler.model_dump(mode="json")})
+    PartialState().wait_for_everyone()
+    return pipeline
 
 
 def _codec(settings: InpaintSettings, arrays: Arrays, out: Path) -> Codec:

@@ -71,9 +71,25 @@ def test_a_finished_folder_is_loaded_at_once(fitted: tuple[InpaintPipeline, Path
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     monkeypatch.setattr(fit_module, "train", lambda *_, **__: pytest.fail("trained again"))
     assert synth.fit(FIT, PAIRS, pile(), out=out).content_hash() == pipeline.content_hash()
-    other = synth.fit(FIT, PAIRS, pile(), out=out, overrides=["sampler.n_steps=5"])
-    assert other.sampler.n_steps == 5 and pipeline.sampler.n_steps == 3, "how it paints needs no other fit"
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_how_it_paints_needs_no_other_fit_and_is_saved(fitted: tuple[InpaintPipeline, Path],
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, out = fitted
+    before = files_of(out)
+    monkeypatch.setattr(fit_module, "train", lambda *_, **__: pytest.fail("trained again"))
+    words = ["sampler.n_steps=5", "sampler.margin_cells=[0,2]", "health.border_px=1"]
+    other = synth.fit(FIT, PAIRS, pile(), out=out, overrides=words)
+    assert other.sampler.n_steps == 5 and pipeline.sampler.n_steps == 3
+    loaded, saved = synth.load_generator(out), load_config(InpaintSettings, out / "config.yaml")
+    assert loaded.content_hash() == other.content_hash() != pipeline.content_hash()
+    assert loaded.sampler == other.sampler == saved.sampler
+    assert saved.health.border_px == 2, "nothing was measured anew"
+    after = files_of(out)
+    assert {name for name in before if after[name] != before[name]} == {"model_index.json", "config.yaml"}
+    synth.fit(FIT, PAIRS, pile(), out=out)
+    assert files_of(out) == before
 
 
 def test_stopped_between_autoencoder_and_denoiser_it_goes_on_from_there(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from contract_generator import GeneratorContract
 from phantom import make_phantom
 from PIL import Image
-from tiny import UNPAIRED, tiny_translator
+from tiny import UNPAIRED, files_of, tiny_translator
 
 import segtrain
 import synth
@@ -80,9 +81,24 @@ def test_a_refused_fit_is_looked_at_again_without_training(
     synth.fit(UNPAIRED, None, PILE, masks=masks, out=tmp_path / "run")
     assert load_labeller(tmp_path / "run").content_hash() == load_labeller(run).content_hash()
     monkeypatch.setattr(fit_module, "train", lambda *_, **__: pytest.fail("trained again"))
+    before = files_of(run)
     synth.fit(UNPAIRED, None, PILE, masks=masks, out=run)
+    assert files_of(run) == before
     with pytest.raises(UserError, match="another unpaired run"):
         synth.fit(UNPAIRED, None, PILE, masks=masks, out=run, overrides=["labeller.lr=0.1"])
+
+
+def test_how_fast_the_weight_falls_needs_no_other_fit_and_is_saved(
+        masks: MaskSet, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_module, "train", lambda *_, **__: pytest.fail("trained again"))
+    before, energy = files_of(run), 2 * load_labeller(run).config.energy * torch.ones(1)
+    synth.fit(UNPAIRED, None, PILE, masks=masks, out=run, overrides=["tau=0.25"])
+    assert load_labeller(run).weigh(energy).item() == pytest.approx(math.exp(-1 / 0.25))
+    assert load_config(UnpairedSettings, run / "config.yaml").tau == 0.25
+    after = files_of(run)
+    assert {name for name in before if after[name] != before[name]} == {"labels/model_index.json", "config.yaml"}
+    synth.fit(UNPAIRED, None, PILE, masks=masks, out=run)
+    assert files_of(run) == before
 
 
 def test_masks_of_the_images_are_never_read(masks: MaskSet, run: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from synth.core.checks import UserError
-from synth.core.config import save_config
+from synth.core.config import change_config, save_config
 from synth.core.files import claim_folder, write_json
 from synth.core.loop import train
 from synth.core.pairs import ImageSet
@@ -37,7 +37,7 @@ from synth.gan.unpaired.label import FOLDER, LabelPipeline
 from synth.gan.unpaired.networks import StyleEncoder
 from synth.gan.unpaired.recipe import NCE_LEVEL, UnpairedRecipe, told_of
 from synth.gan.unpaired.settings import UnpairedSettings
-from synth.pipelines import save_pipeline
+from synth.pipelines import change_index, save_pipeline
 
 N_LOOKED_AT = 128
 """Images and masks that the health is measured on, at most."""
@@ -84,7 +84,8 @@ def fit_unpaired(settings: UnpairedSettings, masks: MaskSet, unlabelled: ImageSe
                  out: Path) -> TranslatePipeline:
     """Returns the fitted translator, mask -> image; `out` holds it, and the labeller in labels/ (`synth label`).
 
-    Running again resumes, or returns at once when finished. No image's mask is read, whatever `unlabelled` holds.
+    Running again resumes, or returns at once when finished; a finished folder is given another `tau`. No image's mask
+    is read, whatever `unlabelled` holds.
 
     Raises:
         UserError: if settings or sets do not fit, the labels are inverted or all alike, or `out` holds another run.
@@ -108,7 +109,10 @@ def fit_unpaired(settings: UnpairedSettings, masks: MaskSet, unlabelled: ImageSe
             (out / FOLDER).mkdir(exist_ok=True)
             save_pipeline(labelling, out / FOLDER)
             save_pipeline(drawing, out)  # last: its index says that the folder is whole
-        PartialState().wait_for_everyone()
+    if PartialState().is_main_process:  # a finished run may have been asked to weigh otherwise
+        change_index(out / FOLDER, {"tau": settings.tau})
+        change_config(out / "config.yaml", {"tau": settings.tau})
+    PartialState().wait_for_everyone()
     return load_translator(out)
 
 
