@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from synth.appearance.amplitudes import Amplitudes, Lenders
 from synth.appearance.pipeline import SpectralPipeline, pipeline_of
@@ -52,6 +54,7 @@ def fit_spectral(settings: SpectralSettings, labelled: PairSet, unlabelled: Imag
         UserError: for a strength that the operation does not have, sets that do not fit together, or an `out` that
             holds another run.
     """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     check_operation(settings.operation)
     if settings.prior.size not in (None, settings.size):
         raise UserError(f"prior.size={settings.prior.size}", rule=f"the generator works at {settings.size} px, where "
@@ -65,7 +68,10 @@ def fit_spectral(settings: SpectralSettings, labelled: PairSet, unlabelled: Imag
     if not (out / "model_index.json").exists():
         save_config(settings, out / "config.yaml")
         with one_thread():
-            save_pipeline(_fitted(settings, labelled, pile), out)
+            pipeline = _fitted(settings, labelled, pile)
+        if state.is_main_process:
+            save_pipeline(pipeline, out)
+        state.wait_for_everyone()
     return load_spectral(out)
 
 

@@ -1,20 +1,26 @@
 """Runs `synth WORDS` or `segtrain WORDS` under accelerate; fails if a run ends with other weights on another process.
 
+Fails, too, if another than the main process saves a pipeline, or does not wait until it is saved.
+
     python ranks_worker.py synth|segtrain WORDS
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from importlib import import_module
+from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather
+from diffusers import DiffusionPipeline
 
+from synth import pipelines
 from synth.core import loop
 
-end = loop._unwrap
+end, save = loop._unwrap, pipelines.save_pipeline
 
 
 def compare(recipe: loop.Recipe, accelerator: Accelerator) -> None:
@@ -29,6 +35,13 @@ def compare(recipe: loop.Recipe, accelerator: Accelerator) -> None:
     end(recipe, accelerator)
 
 
-loop._unwrap = compare
+def save_late(pipeline: DiffusionPipeline, out: Path) -> None:
+    """Saves as ever, but so late that a process which does not wait finds nothing to load."""
+    assert PartialState().is_main_process, "all processes save at once"
+    time.sleep(2)
+    save(pipeline, out)
+
+
+loop._unwrap, pipelines.save_pipeline = compare, save_late
 package, sys.argv = sys.argv[1], sys.argv[1:]
 import_module(f"{package}.cli").main()

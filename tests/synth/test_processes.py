@@ -106,6 +106,19 @@ def test_two_processes_fit_one_generator_and_draw_as_one_does(name: str, home: P
         check_drawing(home, folder, data, f"generator={folder}")
 
 
+def test_two_processes_fit_one_spectral_generator_and_draw_as_one_does(home: Path) -> None:
+    (home / "spectral.yaml").write_text(json.dumps({"kind": "spectral", "size": 32}))
+    words = ["fit", f"{home}/spectral.yaml", f"data.labelled={home}/labelled"]
+    one, two = home / "spectral-1", home / "spectral-2"
+    assert synth_cli(*words, f"out={one}") == 0
+    done = launch([HERE / "ranks_worker.py", "synth", *words, f"out={two}"], n_processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"{two}: ") == 1, "one voice"
+    files = [{k: v for k, v in files_of(folder).items() if k != "config.yaml"} for folder in (one, two)]
+    assert files[0] == files[1] and not (two / ".pipeline").exists()
+    check_drawing(home, two, f"data.labelled={home}/labelled", f"generator={two}")
+
+
 def test_a_batch_that_two_processes_cannot_share_evenly_is_refused(home: Path) -> None:
     (home / "odd.yaml").write_text(json.dumps({**GENERATORS["shape"], "batch_size": 3, "loop": LOOP}))
     done = launch(["-m", "synth.cli", "fit", home / "odd.yaml", f"data.labelled={home}/labelled", f"out={home}/odd"],
