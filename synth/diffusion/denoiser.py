@@ -58,14 +58,20 @@ def precondition(unet: UNet2DModel, noisy: torch.Tensor, sigma: torch.Tensor, co
     return c_skip * noisy + c_out * out.to(noisy.dtype)
 
 
-def labels_to_coverage(labels: torch.Tensor, n_classes: int, *, factor: int) -> torch.Tensor:
+def labels_to_coverage(labels: torch.Tensor, n_classes: int, *, factor: int, batch_size: int = 32) -> torch.Tensor:
     """Returns which share of each latent cell is known to be which class, (B, K, H/factor, W/factor) in [0, 1].
 
     Channel 0 is the share whose class is known at all, so "no label here" differs from "background here".
+
+    Args:
+        labels: (B, H, W), int64 or uint8. batch_size: of them at a time, for each is K maps of 8 bytes on the way.
     """
-    onehot = labels_to_onehot(labels, n_classes)
-    onehot = torch.cat([(labels != IGNORE).float()[:, None], onehot[:, 1:]], 1)
-    return F.avg_pool2d(onehot, factor)
+    parts = []
+    for some in labels.split(batch_size):
+        onehot = labels_to_onehot(some.long(), n_classes)
+        onehot = torch.cat([(some != IGNORE).float()[:, None], onehot[:, 1:]], 1)
+        parts.append(F.avg_pool2d(onehot, factor))
+    return torch.cat(parts)
 
 
 def condition_of(clean: torch.Tensor, keep: torch.Tensor, coverage: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from synth.core.config import change_config, save_config
 from synth.core.device import compute_device
 from synth.core.files import claim_folder, write_json
 from synth.core.loop import train
-from synth.core.pairs import Arrays, ImageSet, PairSet, check_joinable
+from synth.core.pairs import Arrays, DataInfo, ImageSet, PairSet, check_joinable
 from synth.core.space import pixels_to_unit
 from synth.diffusion.autoencoder import (
     autoencoder_recipe,
@@ -120,7 +121,9 @@ def fit_inpaint(
                                                             channels=labelled.info.channels))
     if not (out / "model_index.json").exists():
         save_config(settings, out / "config.yaml")
-        pipeline = _train_pipeline(settings, views, out)
+        encoded = _encoded(settings, views, out)
+        del views  # the denoiser needs no pixel, and there may be gigabytes of them
+        pipeline = _train_pipeline(settings, encoded, labelled.info, out)
         if PartialState().is_main_process:
             save_pipeline(pipeline, out)
         PartialState().wait_for_everyone()
@@ -131,6 +134,13 @@ def fit_inpaint(
         change_config(out / "config.yaml", {"sampler": settings.sampler.model_dump(mode="json")})
     PartialState().wait_for_everyone()
     return pipeline
+
+
+def _together(arrays: list[Arrays]) -> Arrays:
+    """Returns the images of all views as one set without masks; of a single view that view."""
+    return arrays[0] if len(arrays) == 1 else dataclasses.replace(
+        arrays[0], images=np.concatenate([v.images for v in arrays]), masks=None, ids=arrays[0].ids * len(arrays),
+        groups=arrays[0].groups * len(arrays))
 
 
 def _codec(settings: InpaintSettings, arrays: Arrays, out: Path) -> Codec:
@@ -161,45 +171,59 @@ def _health(codec: Codec, images: torch.Tensor, labels: torch.Tensor, settings: 
         border_px=settings.health.border_px)
 
 
-def _shown(settings: InpaintSettings, views: list[Arrays]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Returns unit images (N, C, S, S) and labels (N, S, S) of every view: crops, or zooms of the whole images."""
-    pairs = [(pixels_to_unit(v.images, v.info.intensity_range), torch.from_numpy(v.masks.astype(np.int64)))
-             for v in views]
-    if settings.scale == "native":
-        return pairs
-    return [view_of(*pairs[0], views[0].ids, view=v, settings=settings.denoiser)
-            for v in range(settings.denoiser.n_views)]
+def _shown(settings: InpaintSettings, arrays: list[Arrays], view: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns unit images (N, C, S, S) and labels (N, S, S) uint8 of one view: crops, or a zoom of the whole images."""
+    native = settings.scale == "native"
+    shown = arrays[view if native else 0]
+    images, labels = pixels_to_unit(shown.images, shown.info.intensity_range), torch.from_numpy(shown.masks)
+    return (images, labels) if native else view_of(images, labels, shown.ids, view=view, settings=settings.denoiser)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """What the denoiser learns from: the codec, every view in its latents, and the rows that have labels, (L,)."""
+
+    codec: Codec
+    views: list[CachedView]
+    labelled: torch.Tensor
+
+
+def _encode_view(codec: Codec, settings: InpaintSettings, arrays: list[Arrays], view: int,
+                 out: Path) -> tuple[CachedView, torch.Tensor]:
+    """Returns one view, and which of its rows have labels, (N,) bool; the first standardises the codec's latents."""
+    images, labels = _shown(settings, arrays, view)
+    statistics = encode_statistics(codec, images)
+    if view == 0:
+        standardise(codec, statistics)
+        health = _health(codec, images, labels, settings)
+        write_json(out / "health.json", dataclasses.asdict(health))
+        enforce_health(health, settings.health)
+    shift, scale = codec.config.shift_factor, codec.config.scaling_factor
+    coverage = labels_to_coverage(labels, arrays[0].info.n_classes, factor=latent_factor(codec))
+    cached = CachedView((statistics.mean - shift) * scale, statistics.logvar + 2 * math.log(scale), coverage)
+    return cached, (labels != IGNORE).flatten(1).any(1)
 
 
 @torch.no_grad()
-def _train_pipeline(settings: InpaintSettings, arrays: list[Arrays], out: Path) -> InpaintPipeline:
-    dn, info = settings.denoiser, arrays[0].info
-    together = arrays[0] if len(arrays) == 1 else dataclasses.replace(
-        arrays[0], images=np.concatenate([v.images for v in arrays]), masks=None, ids=arrays[0].ids * len(arrays),
-        groups=arrays[0].groups * len(arrays))
+def _encoded(settings: InpaintSettings, arrays: list[Arrays], out: Path) -> _Encoded:
     with torch.enable_grad():
-        codec = _codec(settings, together, out)
+        codec = _codec(settings, _together(arrays), out)
     codec.eval().requires_grad_(False)
-    shown = _shown(settings, arrays)
-    statistics = [encode_statistics(codec, x) for x, _ in shown]
-    standardise(codec, statistics[0])
-    health = _health(codec, *shown[0], settings)
-    write_json(out / "health.json", dataclasses.asdict(health))
-    enforce_health(health, settings.health)
-    shift, scale = codec.config.shift_factor, codec.config.scaling_factor
-    factor = latent_factor(codec)
-    views = [CachedView((s.mean - shift) * scale, s.logvar + 2 * math.log(scale),
-                        labels_to_coverage(marked, info.n_classes, factor=factor))
-             for s, (_, marked) in zip(statistics, shown, strict=True)]
+    # One after the other: the float32 images of a view take four times what all its pixels do.
+    found = [_encode_view(codec, settings, arrays, view, out) for view in range(settings.denoiser.n_views)]
+    labelled = torch.stack([told for _, told in found]).any(0).nonzero().flatten()
+    return _Encoded(codec, [view for view, _ in found], labelled)
+
+
+def _train_pipeline(settings: InpaintSettings, encoded: _Encoded, info: DataInfo, out: Path) -> InpaintPipeline:
+    dn, codec, views = settings.denoiser, encoded.codec, encoded.views
     torch.manual_seed(dn.loop.seed)
     unet = build_denoiser(dn, latent_channels=latent_channels(codec), latent_size=views[0].mean.shape[-1],
                           n_classes=info.n_classes)
     unet = unet.to(memory_format=torch.channels_last)
     recipe = DenoiserRecipe(unet, dn)
-    labelled = torch.stack([(m != IGNORE).flatten(1).any(1) for _, m in shown]).any(0).nonzero().flatten()
-    batches = denoiser_batches(views, labelled, batch_size=dn.batch_size, seed=dn.loop.seed, settings=dn)
-    with torch.enable_grad():
-        train(recipe, batches, out / "denoiser", dn.loop, label="denoiser")
+    batches = denoiser_batches(views, encoded.labelled, batch_size=dn.batch_size, seed=dn.loop.seed, settings=dn)
+    train(recipe, batches, out / "denoiser", dn.loop, label="denoiser")
     low, high = info.intensity_range
     return InpaintPipeline(codec.cpu(), recipe.averages["unet"].net.cpu(), build_scheduler(dn),
                            n_classes=info.n_classes, tells_labels=dn.labels, unit_low=low, unit_high=high,

@@ -8,6 +8,7 @@ from diffusers import EDMDPMSolverMultistepScheduler
 from tiny import DENOISER
 from torch import nn
 
+from synth.diffusion import denoiser
 from synth.diffusion.batches import CachedView, denoiser_batches, draw_keep, random_blob, view_of
 from synth.diffusion.codec import choose_space
 from synth.diffusion.denoiser import (
@@ -119,6 +120,15 @@ def test_coverage_is_the_share_of_each_cell() -> None:
     assert coverage[0, :, 0, 0].tolist() == [1, 0.5, 0.25]
     assert coverage[0, :, 1, 1].tolist() == [0.25, 0.25, 0], "an unknown pixel is no background"
     assert coverage[0, :, 0, 1].tolist() == [1, 0, 0]
+
+
+def test_coverage_of_many_labels_is_made_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.randint(0, 4, (70, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels[labels == 3] = 255
+    alone = torch.cat([labels_to_coverage(one.long(), 3, factor=2) for one in labels.split(1)])
+    sizes, onehot = [], denoiser.labels_to_onehot
+    monkeypatch.setattr(denoiser, "labels_to_onehot", lambda some, n: sizes.append(len(some)) or onehot(some, n))
+    assert torch.equal(labels_to_coverage(labels, 3, factor=2), alone) and sizes == [32, 32, 6]
 
 
 def test_a_silent_network_costs_the_same_at_every_level() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from phantom import make_phantom
 from tiny import FIT, files_of, killed_and_whole, launch, room_of, tiny_pipeline
 
@@ -17,9 +19,9 @@ from synth.core.checks import UserError
 from synth.core.config import load_config
 from synth.core.loop import TrainResult
 from synth.core.loop import train as real_train
-from synth.core.pairs import ImageSet, PairSet, memory_set
+from synth.core.pairs import Arrays, ImageSet, PairSet, memory_set
 from synth.diffusion import fit as fit_module
-from synth.diffusion.autoencoder import build_autoencoder
+from synth.diffusion.autoencoder import LatentStatistics, build_autoencoder, encode_statistics
 from synth.diffusion.codec import latent_factor
 from synth.diffusion.fit import training_crops, training_images
 from synth.diffusion.inpaint import InpaintPipeline
@@ -120,6 +122,32 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     assert weights[0] == weights[1] and len(weights[0]) == 2
     assert all((whole / name).read_bytes() == (killed / name).read_bytes() for name in weights[0]), said
     assert not list(killed.rglob(".*.tmp")) and not (killed / ".pipeline").exists()
+
+
+@pytest.mark.parametrize("scale", ["fit", "native"])
+def test_pixels_live_for_one_view_at_a_time_and_none_while_the_denoiser_is_trained(
+        scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    views, sets = [], []
+
+    def encoding(vae: AutoencoderKL, images: torch.Tensor) -> LatentStatistics:
+        assert not [view for view in views if view() is not None], "the one before is still there"
+        views.append(weakref.ref(images))
+        return encode_statistics(vae, images)
+
+    def joining(*args: object, labels: bool) -> Arrays:
+        sets.append(weakref.ref(joined := real_joined(*args, labels=labels)))
+        return joined
+
+    def training(*args: object, label: str) -> TrainResult:
+        if label == "denoiser":
+            assert len(views) == 3 and len(sets) == (3 if scale == "native" else 1)
+            assert not [one for one in (*views, *sets) if one() is not None]
+        return real_train(*args, label=label)
+
+    real_joined = fit_module._joined
+    for name, wrapped in (("encode_statistics", encoding), ("_joined", joining), ("train", training)):
+        monkeypatch.setattr(fit_module, name, wrapped)
+    synth.fit(FIT, PAIRS, pile(), out=tmp_path / "run", overrides=[f"scale={scale}", "denoiser.n_views=3"])
 
 
 def test_a_pipeline_for_which_there_is_no_room_says_so_and_leaves_what_was_there(tmp_path: Path) -> None:
