@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from synth.core.checks import UserError
-from synth.core.files import room_for, sha256, write_text
+from synth.core.files import open_to_others, room_for, sha256, write_text
 from synth.core.pairs import DataInfo
 from synth.core.space import from_channels, unit_to_pixels
 
@@ -106,6 +106,8 @@ def save_pipeline(pipeline: DiffusionPipeline, out: Path) -> None:
     try:
         with room_for(out):
             pipeline.save_pretrained(staging, safe_serialization=True)
+        for weights in staging.rglob("*.safetensors"):
+            open_to_others(weights)
         for part in sorted(staging.iterdir(), key=lambda p: p.name == "model_index.json"):
             target = out / part.name
             if target.is_dir():

@@ -18,6 +18,9 @@ from synth.core.checks import UserError
 
 RUN_FILE = "run.json"
 
+_UMASK = os.umask(0o077)  # it can only be read by setting it
+os.umask(_UMASK)
+
 
 def sha256(data: bytes) -> str:
     """Returns the hexadecimal SHA-256 of `data`."""
@@ -53,6 +56,11 @@ def room_for(path: Path) -> Iterator[None]:
         raise
 
 
+def open_to_others(path: Path) -> None:
+    """Gives a new file the mode that any other gets here; safetensors leaves its own to their owner alone."""
+    path.chmod(0o666 & ~_UMASK)
+
+
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Writes through `write(temporary)` and renames, so that `path` is old or new but never half written.
 
@@ -66,6 +74,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
             write(temporary)
             with temporary.open("rb") as handle:
                 os.fsync(handle.fileno())
+            open_to_others(temporary)
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,11 +12,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from phantom import make_phantom
+from safetensors.torch import save_file
 from tiny import FIT, files_of, killed_and_whole, launch, room_of, tiny_pipeline
 
 import synth
 from synth.core.checks import UserError
 from synth.core.config import load_config
+from synth.core.files import replace_file
 from synth.core.loop import TrainResult
 from synth.core.loop import train as real_train
 from synth.core.pairs import Arrays, ImageSet, PairSet, memory_set
@@ -158,6 +160,14 @@ def test_a_pipeline_for_which_there_is_no_room_says_so_and_leaves_what_was_there
         with room_of(20_000), pytest.raises(UserError, match=f"{tmp_path}: no space left"):
             save_pipeline(tiny_pipeline(seed=1), tmp_path)
         assert files_of(tmp_path) == before and not (tmp_path / ".pipeline").exists()
+
+
+def test_weights_are_as_readable_as_any_file_beside_them(tmp_path: Path) -> None:
+    save_pipeline(tiny_pipeline(), tmp_path / "pipeline")
+    replace_file(tmp_path / "alone", lambda path: save_file({"x": torch.zeros(1)}, path))
+    (tmp_path / "plain").write_text("")
+    weights = [*tmp_path.rglob("*.safetensors"), tmp_path / "alone"]
+    assert len(weights) > 1 and {p.stat().st_mode for p in weights} == {(tmp_path / "plain").stat().st_mode}
 
 
 def shuffled(images: ImageSet, seed: int) -> ImageSet:
