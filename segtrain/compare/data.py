@@ -12,6 +12,7 @@ from segtrain.compare.beside import Beside
 from segtrain.compare.splits import LabelDraw
 from synth.core.checks import IGNORE, UserError
 from synth.core.files import hash_json, sha256
+from synth.core.lost import Lost
 from synth.core.pairs import ImageSet, PairSet, memory_set
 from synth.core.space import from_channels, resize_image, resize_mask, to_channels
 
@@ -61,14 +62,16 @@ def fingerprint(images: ImageSet | None) -> str | None:
     return hash_json([dataclasses.asdict(images.info), rows])
 
 
-def shrink(images: ImageSet, size: int) -> ImageSet:
+def shrink(images: ImageSet, size: int, notes: list[str] | None = None) -> ImageSet:
     """Returns the set in memory at `size` x `size` px, by id; masks come along if the set has them.
+
+    Objects that are too small for that are warned of, and noted in `notes`.
 
     Raises:
         UserError: if an item is synthetic, or a mask is ignored everywhere.
     """
     order = sorted(range(len(images)), key=lambda i: images.ids[i])
-    pixels, masks, spacings = [], [], []
+    pixels, masks, spacings, lost = [], [], [], Lost(images.info.classes, size)
     for i in order:
         pair = images[i]
         if pair.made is not None:
@@ -78,9 +81,13 @@ def shrink(images: ImageSet, size: int) -> ImageSet:
         pixels.append(from_channels(resize_image(to_channels(pair.image), size)))
         if pair.mask is not None:
             masks.append(resize_mask(pair.mask, (size, size)))
-        if pair.mask is not None and bool((masks[-1] == IGNORE).all()):
-            raise UserError(f"{images.where}: {pair.id}", rule="every pixel of its mask is ignored",
-                            repair="leave it out")
+            lost.look(pair.id, pair.mask, masks[-1])
+            if bool((masks[-1] == IGNORE).all()):
+                raise UserError(f"{images.where}: {pair.id}", rule="every pixel of its mask is ignored",
+                                repair="leave it out")
+    lost.warn(images.where, len(masks))
+    if notes is not None and lost.found:
+        notes.append(lost.text(images.where, len(masks)))
     small = memory_set(pixels, masks or None, images.info, ids=[images.ids[i] for i in order],
                        groups=[images.groups[i] for i in order], spacings=spacings)
     items = [dataclasses.replace(item, weight=images.items[i].weight)

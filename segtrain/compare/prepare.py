@@ -31,13 +31,14 @@ def prepare(settings: CompareSettings, labelled: PairSet | None = None, unlabell
     """
     named = settings.data.root or settings.data.labelled
     labelled, unlabelled, test = _load(settings, labelled, unlabelled, test)
-    pairs = shrink(labelled, settings.size)
+    lost: list[str] = []
+    pairs = shrink(labelled, settings.size, lost)
     pile = shrink(hide(unlabelled), settings.size) if unlabelled is not None else None
-    held_out = shrink(test, settings.size) if test is not None else None
+    held_out = shrink(test, settings.size, lost) if test is not None else None
     for other in filter(None, (pile, held_out)):
         _check_alike(other, pairs)
     source = hash_json([fingerprint(s) for s in (pairs, pile, held_out)])
-    notes = list(dict.fromkeys([*_notes(named), *_notes(settings.data.test)]))
+    notes = list(dict.fromkeys([*_notes(named), *_notes(settings.data.test), *lost]))
     splits_itself = held_out is None
     if splits_itself:
         pairs, pile, held_out = _split(settings, pairs, pile, notes)

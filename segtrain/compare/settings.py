@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import BeforeValidator, Field, JsonValue
 
 from synth.core.checks import UserError
-from synth.core.config import Settings, find_config, load_config
+from synth.core.config import Settings, find_config, load_config, read_yaml
 
 
 def _as_part(value: object) -> object:
@@ -150,7 +149,7 @@ def _spell_out(name: str, part: dict[str, JsonValue], *, beside: Path, model: ty
 
 def _read(name: str, beside: Path) -> dict[str, JsonValue]:
     found = beside / name if (beside / name).is_file() else find_config(name)
-    return yaml.safe_load(found.read_text(encoding="utf-8")) or {}
+    return read_yaml(found.read_text(encoding="utf-8")) or {}
 
 
 def _merge(base: dict[str, JsonValue], over: dict[str, JsonValue]) -> dict[str, JsonValue]:

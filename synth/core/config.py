@@ -38,6 +38,38 @@ def find_config(path: str | Path) -> Path:
     raise UserError(str(path), rule="no such file", repair=f"give the path of a YAML file, or one of {presets}")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a word stays the word that was typed, but for true, false, null and plain decimal numbers.
+
+    YAML 1.1 makes numbers of 007, 2024_02_02 and 1:1, a date of 2024-02-03 and false of "no": patients and folders are
+    called so. "1.50" stays as well, for settings that want a number read one from it.
+    """
+
+    yaml_implicit_resolvers = {}
+
+
+for _tag, _pattern, _first in (
+        ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"), ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+        ("int", r"-?(0|[1-9][0-9]*)", "-0123456789"), ("merge", "<<", "<"),
+        ("float", r"-?(0|[1-9][0-9]*)\.([0-9]*[1-9]|0)([eE][-+]?[0-9]+)?|-?\.inf|\.nan", "-.0123456789")):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_pattern})$"), list(_first))
+
+
+def read_yaml(text: str) -> object:
+    """Returns what a YAML text says; words that are no plain number, true, false or null are texts."""
+    return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
+
+
+def _read_value(text: str) -> object:
+    # Of an override. A word is taken whole: " #" or ": " in a folder's name is no comment and no mapping.
+    plain = text.strip()
+    if plain[:1] not in tuple("[{'\""):
+        tag = _Loader("").resolve(yaml.ScalarNode, plain, (True, False))
+        if tag == "tag:yaml.org,2002:str":
+            return plain
+    return read_yaml(plain)
+
+
 class Settings(BaseModel):
     """A group of settings: frozen, and strict about its keys."""
 
@@ -55,7 +87,7 @@ class Settings(BaseModel):
 
 
 Word = BeforeValidator(lambda value: "no" if value is False else value)
-"""Of settings one of whose words is "no": YAML 1.1 reads that as false."""
+"""Of settings one of whose words is "no": a dict that was read as YAML 1.1 has false there."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -79,9 +111,8 @@ def _merge(tree: dict, override: str) -> None:
         if not isinstance(child, dict):
             raise UserError(f"override {key}", rule=f"{part} is not a group of settings", repair="drop the dot")
         tree = child
-    # YAML 1.1 reads 1:1 as the sexagesimal number 61; here it is a mapping of mask values, so it stays text.
     try:
-        tree[last] = text if re.fullmatch(r"[\d:,]*\d:\d[\d:,]*", text) else yaml.safe_load(text)
+        tree[last] = _read_value(text)
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}", rule=f"its value is not YAML ({getattr(error, 'problem', error)})",
                         repair=f"close its brackets, or quote it: {key}='\"...\"'") from None
@@ -131,7 +162,7 @@ def kind_of(source: str | Path | Settings | dict | None, overrides: Sequence[str
 
 def _read_yaml(path: Path) -> dict:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = read_yaml(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(str(path), rule=f"not YAML ({str(error).splitlines()[0]})", repair="mend the file") from None
     if not isinstance(tree, dict):
@@ -146,7 +177,7 @@ def save_config(settings: Settings, path: Path) -> None:
 
 def change_config(path: Path, words: dict[str, object]) -> None:
     """Makes saved settings say `words`, by name, atomically; all others stay as they were when the run was made."""
-    held = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else words
+    held = read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else words
     if {**held, **words} != held:
         write_text(path, yaml.safe_dump({**held, **words}, sort_keys=False))
 

@@ -17,6 +17,9 @@ from safetensors import SafetensorError
 from synth.core.checks import UserError
 
 RUN_FILE = "run.json"
+MOST_NAMED, LONGEST_WORD = 4, 12
+"""How many differing settings an error lists, and how long a word may be to be shown."""
+_MISSING = object()
 
 _UMASK = os.umask(0o077)  # it can only be read by setting it
 os.umask(_UMASK)
@@ -108,6 +111,15 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def _differing(old: object, new: object, key: str) -> list[str]:
+    # Names of what differs, group by group; both values where they are numbers or words, which a hash is not.
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [text for k in {**new, **old} if (k in old, old.get(k)) != (k in new, new.get(k))
+                for text in _differing(old.get(k, _MISSING), new.get(k, _MISSING), f"{key}.{k}" if key else k)]
+    shown = all(isinstance(v, int | float) or (isinstance(v, str) and len(v) <= LONGEST_WORD) for v in (old, new))
+    return [f"{key}, {old!r} there and {new!r} now"] if shown else [key]
+
+
 def claim_folder(out: Path, *, kind: str, identity: dict[str, object]) -> Path:
     """Returns `out`, made and marked as holding the run `identity`; the same run may claim it again (resume).
 
@@ -124,10 +136,11 @@ def claim_folder(out: Path, *, kind: str, identity: dict[str, object]) -> Path:
     if marker.exists():
         held = json.loads(marker.read_text(encoding="utf-8"))
         if held.get("hash") != mark["hash"] or held.get("kind") != kind:
-            old, new = held.get("identity", {}), json.loads(json.dumps(identity))
-            changed = [k for k in {**new, **old} if (k in old, old.get(k)) != (k in new, new.get(k))]
+            changed = _differing(held.get("identity", {}), json.loads(json.dumps(identity)), "")
+            more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
             raise UserError(str(out), rule=f"this folder holds another {held.get('kind')} run (differs in: "
-                            f"{', '.join(changed) or 'kind'})", repair="choose another out=, or delete the folder")
+                            f"{'; '.join(changed[:MOST_NAMED]) or 'kind'}{more})",
+                            repair="choose another out=, or delete the folder")
         return out
     if occupied:
         raise UserError(str(out), rule="this folder is not empty and holds no run of ours",

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from synth.core.checks import IGNORE, UserError, check_unique
-from synth.core.space import resize_image, resize_mask, to_channels
+from synth.core.lost import Lost
+from synth.core.space import enlarge, resize_image, resize_mask, to_channels
 
 
 @dataclass(frozen=True)
@@ -186,17 +185,6 @@ N_CACHED = 4
 """Items at native size that are held in memory: a pair, the partner it is mixed with, and a little more."""
 
 
-def enlarge(pixels: np.ndarray, mask: np.ndarray | None, *, least: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns pixels (C, H, W) and labels (H, W) with no side below `least` px: as they are, or enlarged evenly."""
-    scale = least / min(pixels.shape[-2:])
-    if scale <= 1:
-        return pixels, mask
-    shape = tuple(max(least, round(scale * side)) for side in pixels.shape[-2:])
-    values = torch.from_numpy(pixels.astype(np.float32))[None]
-    values = F.interpolate(values, shape, mode="bilinear", align_corners=False)[0].round_().numpy()
-    return values.astype(pixels.dtype), None if mask is None else resize_mask(mask, shape)
-
-
 class ImageSet(Sequence[Pair]):
     """Images, read when asked for. Indexing returns a `Pair` whose mask is None."""
 
@@ -246,12 +234,17 @@ class ImageSet(Sequence[Pair]):
         return self.select(kept)
 
     def arrays(self, size: int) -> Arrays:
-        """Returns all items at `size` x `size` px: images antialiased bilinear, masks nearest neighbour."""
-        images, masks = [], []
+        """Returns all items at `size` x `size` px: images antialiased bilinear, masks nearest neighbour.
+
+        Warns, once for a set, of objects that are too small for that.
+        """
+        images, masks, lost = [], [], Lost(self.info.classes, size)
         for pair in self:
             images.append(resize_image(to_channels(pair.image), size))
             if pair.mask is not None:
                 masks.append(resize_mask(pair.mask, (size, size)))
+                lost.look(pair.id, pair.mask, masks[-1])
+        lost.warn(self.where, len(masks))
         stacked = np.stack(masks) if len(masks) == len(images) else None
         return Arrays(np.stack(images), stacked, self.ids, self.groups, self.info, self.weights)
 

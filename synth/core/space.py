@@ -70,3 +70,14 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def top_class(scores: torch.Tensor) -> torch.Tensor:
     """Returns the class of the highest of scores (B, K, ...), (B, ...) int64; the first of equal ones."""
     return scores.max(dim=1).indices  # argmax over a dimension that is not the last is 16 times slower on a CPU
+
+
+def enlarge(pixels: np.ndarray, mask: np.ndarray | None, *, least: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns pixels (C, H, W) and labels (H, W) with no side below `least` px: as they are, or enlarged evenly."""
+    scale = least / min(pixels.shape[-2:])
+    if scale <= 1:
+        return pixels, mask
+    shape = tuple(max(least, round(scale * side)) for side in pixels.shape[-2:])
+    values = torch.from_numpy(pixels.astype(np.float32))[None]
+    values = F.interpolate(values, shape, mode="bilinear", align_corners=False)[0].round_().numpy()
+    return values.astype(pixels.dtype), None if mask is None else resize_mask(mask, shape)

@@ -129,11 +129,12 @@ def enforce_health(health: Health, limits: HealthSettings) -> None:
             f"border_error={health.border_error:.3g} ({health.border_ratio:.2g} times that elsewhere)",
             rule=f"at borders the codec may lose {most:.3g}, {name}={share:g} of the images' standard "
             f"deviation {health.image_std:.3g}; beyond it, what is painted beside a kept border is "
-            "blurred", repair="train the autoencoder longer (autoencoder.loop.steps), choose a smaller factor (fewer "
-            "autoencoder.widths), or paint in pixels (autoencoder.kind=pixels)")
+            "blurred", repair="into another out=, train the autoencoder longer (autoencoder.loop.steps), choose a "
+            "smaller factor (fewer autoencoder.widths), or paint in pixels (autoencoder.kind=pixels)")
     if not limits.min_latent_std <= health.latent_std <= limits.max_latent_std:
         raise UserError(
             f"latent_std={health.latent_std:.3g} (mean {health.latent_mean:.2g})",
             rule=f"standardised latents have a standard deviation from {limits.min_latent_std:g} to "
-            f"{limits.max_latent_std:g}, or the noise levels do not fit them", repair="train the autoencoder longer, "
-            "lower autoencoder.kl_weight, choose a smaller factor, or paint in pixels (autoencoder.kind=pixels)")
+            f"{limits.max_latent_std:g}, or the noise levels do not fit them",
+            repair="into another out=, train the autoencoder longer, lower autoencoder.kl_weight, choose a smaller "
+            "factor, or paint in pixels (autoencoder.kind=pixels)")

@@ -262,3 +262,24 @@ def test_test_images_do_not_decide_the_intensity_range(tmp_path) -> None:
     assert parts.test.info == parts.labelled.info == parts.training().info
     path.write_text(json.dumps({**declared, "intensity_range": [0, 9000]}))
     assert prepare(brightest).labelled.info.intensity_range == (0, 9000), "a declared one stays"
+
+
+def test_objects_too_small_for_the_working_resolution_are_noted(caplog: pytest.LogCaptureFixture) -> None:
+    def speck(side: int) -> np.ndarray:
+        mask = np.zeros((64, 64), np.uint8)
+        mask[1:1 + side, 1:1 + side], mask[40:60, 40:60] = 2, 1
+        return mask
+
+    info = DataInfo(("background", "organ", "speck"), 1, 8, (0.0, 255.0))
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (64, 64), np.uint8) for _ in range(8)]
+    pairs = memory_set(images, [speck(1 if i < 3 else 8) for i in range(8)], info, ids=[f"p{i}" for i in range(8)],
+                       groups=[f"g{i}" for i in range(8)])
+    said = "memory: 3 of 8 masks lose a class at 16 px (p0: speck)"
+    parts = prepare(CompareSettings(size=16, n_labelled=3, draws=1), pairs)
+    assert any(said in note for note in parts.notes) and caplog.text.count(said) == 1
+    assert not any("lose a class" in note for note in prepare(CompareSettings(size=64, n_labelled=3), pairs).notes)
+    caplog.clear()
+    for _ in range(2):
+        pairs.select(range(4)).arrays(8)
+    assert caplog.text.count("memory: 3 of 4 masks lose a class at 8 px (p0: speck)") == 1, "once for a set"

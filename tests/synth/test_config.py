@@ -1,13 +1,20 @@
 """Where settings are read from: the user's own file first, then the one of that name that Pairsmith ships."""
 
+import math
 import re
 
 import pytest
 
 from synth.core.checks import UserError
-from synth.core.config import SHIPPED, Settings, find_config, load_config
+from synth.core.config import SHIPPED, Settings, find_config, load_config, read_yaml
 from synth.core.loop import LoopSettings
 from synth.diffusion.settings import InpaintSettings
+
+
+class Texts(Settings):
+    weights: str = ""
+    name: str = "unet"
+    groups: tuple[str, ...] = ()
 
 
 def test_a_shipped_preset_is_found_from_any_folder(tmp_path, monkeypatch):
@@ -31,7 +38,7 @@ def test_what_is_nowhere_names_the_presets(tmp_path, monkeypatch, path):
         find_config(path)
 
 
-@pytest.mark.parametrize(("override", "rule"), [("steps=[1", "expected"), ("report_to=@here", "cannot start")])
+@pytest.mark.parametrize(("override", "rule"), [("steps=[1", "expected"), ("steps='1", "unexpected end")])
 def test_an_override_that_is_no_yaml_is_named(override, rule):
     with pytest.raises(UserError, match=f"{re.escape(override)}.*not YAML.*{rule}.*Repair"):
         load_config(LoopSettings, None, [override])
@@ -44,16 +51,29 @@ def test_no_is_a_word(tmp_path):
     assert load_config(InpaintSettings, None, ["sampler.precision=no"]).sampler.precision == "no"
 
 
+@pytest.mark.parametrize("text", ["007", "2024_02_02", "2024-02-03", "1:1", "0x10", "1.50", "on", "no", "yes", "1e3",
+                                  "set #2", "a: b", "@here", "C:\\data", "~/data", "+5", "2024", "-3", "1.5"])
+def test_a_word_stays_as_it_was_typed(tmp_path, text):
+    assert load_config(Texts, None, [f"name={text}"]).name == text
+    if not set(text) & set("#:@"):
+        assert load_config(Texts, None, [f"groups=[{text}, x]"]).groups == (text, "x")
+        (tmp_path / "own.yaml").write_text(f"name: {text}\n")
+        assert load_config(Texts, tmp_path / "own.yaml").name == text
+
+
+def test_numbers_and_truth_are_still_read(tmp_path):
+    (tmp_path / "own.yaml").write_text("steps: 12\nrate: 1.0e-05\non: true\nmost: .inf\nseed: 0\nno: -2\nnull_: null\n")
+    expected = {"steps": 12, "rate": 1e-5, "on": True, "most": math.inf, "seed": 0, "no": -2, "null_": None}
+    assert read_yaml((tmp_path / "own.yaml").read_text()) == expected
+    read = load_config(LoopSettings, None, ["steps=12", "report_to=null", "seed=1"])
+    assert (read.steps, read.report_to, read.seed) == (12, None, 1)
+    assert load_config(InpaintSettings, None, ["denoiser.lr=1.50e-3", "denoiser.labels=off"]).denoiser.lr == 1.5e-3
+
+
 def test_a_picture_given_as_settings_is_refused(tmp_path):
     (tmp_path / "grid.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(UserError, match=r"grid\.png: not YAML"):
         load_config(InpaintSettings, tmp_path / "grid.png")
-
-
-class Texts(Settings):
-    weights: str = ""
-    name: str = "unet"
-    groups: tuple[str, ...] = ()
 
 
 def test_nothing_behind_the_sign_is_an_empty_text_where_that_is_the_default():

@@ -177,9 +177,15 @@ def test_text_that_looks_like_a_number_stays_text(override: str, out: str, mask_
 
 def test_a_folder_holds_one_run(tmp_path: Path) -> None:
     out = claim_folder(tmp_path / "run", kind="fit", identity={"seed": 1, "data": ["a"]})
+    deep = {"settings": {"loop": {"steps": 4, "seed": 0}, "kind": "kl", "hash": "0123456789abcdef"}}
+    claim_folder(tmp_path / "deep", kind="fit", identity=deep)
+    other = {"settings": {"loop": {"steps": 6, "seed": 0}, "kind": "pixels", "hash": "fedcba9876543210"}}
+    with pytest.raises(UserError, match=r"differs in: settings\.loop\.steps, 4 there and 6 now; settings\.kind, "
+                                        r"'kl' there and 'pixels' now; settings\.hash\)"):
+        claim_folder(tmp_path / "deep", kind="fit", identity=other)
     (out / "weights").write_text("w")
     assert claim_folder(out, kind="fit", identity={"data": ["a"], "seed": 1}) == out
-    with pytest.raises(UserError, match=r"another fit run \(differs in: seed\)"):
+    with pytest.raises(UserError, match=r"another fit run \(differs in: seed, 1 there and 2 now\)"):
         claim_folder(out, kind="fit", identity={"seed": 2, "data": ["a"]})
     with pytest.raises(UserError, match=r"another fit run \(differs in: data\)"):
         claim_folder(out, kind="fit", identity={"seed": 1})

@@ -100,8 +100,8 @@ def test_a_blurring_codec_fails_and_the_message_helps(labelled: bool) -> None:  
     images, labels = discs()
     health = measure_health(same, blur, images, labels if labelled else None)
     assert health.border_ratio > 2
-    with pytest.raises(UserError, match=r"border_error=0\.\d+.*max_(border|gradient)_error=0\.\d+.*Repair: train the "
-                                        r"autoencoder longer.*smaller factor.*autoencoder\.kind=pixels"):
+    with pytest.raises(UserError, match=r"border_error=0\.\d+.*max_(border|gradient)_error=0\.\d+.*Repair: into "
+                       r"another out=, train the autoencoder longer.*smaller factor.*autoencoder\.kind=pixels"):
         enforce_health(health, HealthSettings())
     enforce_health(health, HealthSettings(max_border_error=10, max_gradient_error=10))
     one = {"max_gradient_error": 10} if labelled else {"max_border_error": 10}

@@ -109,8 +109,9 @@ def test_a_folder_that_is_not_whole_is_not_read_as_one(tmp_path: Path, capsys: p
 
 def test_another_run_in_the_same_folder_is_refused(whole: Path) -> None:
     changed = [*IMAGES.items[:-1], dataclasses.replace(IMAGES.items[-1], read=IMAGES.items[0].read)]
-    for words, images, match in (({"seed": 4}, IMAGES, "seed"), ({"n": 1}, IMAGES, "n"),
-                                 ({"originals": False}, IMAGES, "originals"),
+    for words, images, match in (({"seed": 4}, IMAGES, "seed, 3 there and 4 now"),
+                                 ({"n": 1}, IMAGES, "n, 2 there and 1 now"),
+                                 ({"originals": False}, IMAGES, "originals, True there and False now"),
                                  ({}, PairSet(changed, IMAGES.info), "images")):
         with pytest.raises(UserError, match=rf"another translated run \(differs in: {match}\)"):
             synth.translate_images(tiny_appearance(), images, out=whole, **{"n": 2, "seed": 3, **words})
