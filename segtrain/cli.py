@@ -156,7 +156,7 @@ def methods(name: str = typer.Argument("", help="one of them, or a YAML file; wi
         return
     for path in sorted(METHODS.glob("*.yaml")):
         method = load_method(path)
-        say(f"{method.name:<16}{'unlabelled  ' if method.needs('unlabelled') else 'labels only '}{method.citation}")
+        say(f"{method.name:<24}{'unlabelled  ' if method.needs('unlabelled') else 'labels only '}{method.citation}")
 
 
 def _check_strength(strength: float, align: str) -> None:

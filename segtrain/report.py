@@ -75,8 +75,7 @@ class Report:
         from rich.table import Table
 
         first, data = self.arms[0], self.index.data
-        table = Table(title=f"{data.name}: {first.n_cases} test cases of {first.n_groups} groups, {data.size} px",
-                      caption=self.verdict)
+        table = Table(title=f"{data.name}: {first.n_cases} test cases of {first.n_groups} groups, {data.size} px")
         for name in ("arm", "Dice", "95 %", "NSD", f"HD95 {data.unit}", "difference", "95 %", "p", "Holm", "seen",
                      "unlabelled", "s"):
             table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)

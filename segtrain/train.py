@@ -25,7 +25,7 @@ from segtrain.streams.fingerprint import Standard, measure
 from segtrain.streams.stored import info_of
 from segtrain.taught import Taught
 from segtrain.topology import TOPOLOGIES
-from synth.core.checks import UserError
+from synth.core.checks import UserError, check_read
 from synth.core.config import load_config, save_config
 from synth.core.files import claim_folder
 from synth.core.loop import train
@@ -101,6 +101,7 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
         UserError: if something stems from a held-out group, if the sets do not go together or do not suit the method,
             or if `out` holds another run.
     """
+    check_read(labelled=labelled, synthetic=synthetic, unlabelled=unlabelled)
     plan = make_plan(config, overrides, method=method)
     plan = Plan(with_use(plan.settings, plan.method, prior), plan.method)
     _check_sets(plan, labelled, synthetic=synthetic, unlabelled=unlabelled, held_out=held_out)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from synth.appearance.fit import fit_spectral, load_spectral
 from synth.appearance.settings import SpectralSettings
-from synth.core.checks import UserError
+from synth.core.checks import UserError, check_read
 from synth.core.config import kind_of, load_config
 from synth.core.pairs import ImageSet, PairSet
 from synth.core.shell import required
@@ -87,6 +87,7 @@ def fit(config: str | Path | dict | FitSettings, labelled: PairSet | None, unlab
     Raises:
         UserError: for unknown settings, sets that do not fit together, or an `out` that holds another run.
     """
+    check_read(labelled=labelled, unlabelled=unlabelled)
     settings = load_fit_settings(config, overrides)
     kind = KINDS[settings.kind]
     taught, other = (masks, labelled) if kind.unpaired else (labelled, masks)

@@ -20,7 +20,7 @@ from segtrain.record import INDEX, DataFacts, DrawFacts, Index, MadeFacts, versi
 from segtrain.report import Report, write_report
 from segtrain.settings import SegmentSettings
 from segtrain.summary import RunResult, check_budgets
-from synth.core.checks import UserError
+from synth.core.checks import UserError, check_read
 from synth.core.config import load_config, save_config
 from synth.core.files import claim_folder
 from synth.core.pairs import ImageSet, PairSet
@@ -44,6 +44,7 @@ def compare(config: str | Path | CompareSettings | dict | None, labelled: PairSe
     Raises:
         UserError: on a mistake in settings or data, before anything is trained.
     """
+    check_read(labelled=labelled, unlabelled=unlabelled, test=test)
     settings = load_settings(config, overrides)
     parts = prepare(settings, labelled, unlabelled, test)
     arms = choose_arms(settings.arms, baseline=settings.baseline,

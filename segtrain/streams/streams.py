@@ -33,7 +33,8 @@ def check_leak(images: ImageSet | None, held_out: Collection[str], kind: str) ->
         own = {item.group, *(item.made.parent_groups if item.made else ())}
         if leaked := sorted(own & held):
             raise UserError(f"{kind} {item.id}", rule=f"it stems from group {leaked[0]}, which is held out for "
-                            "validation or test", repair=f"train without it: images.without_group({leaked[0]!r})")
+                            "validation or test", repair="train without it: synth export DIR out=NEW "
+                            f"--without-group {leaked[0]}, or images.without_group({leaked[0]!r})")
 
 
 def check_kept(pairs: PairSet | None) -> None:

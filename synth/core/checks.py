@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 
 import numpy as np
 
@@ -20,6 +21,19 @@ class UserError(ValueError):
     def __init__(self, what: str, *, rule: str, repair: str) -> None:
         self.what, self.rule, self.repair = what, rule, repair
         super().__init__(" ".join(f"{what}: {rule}. Repair: {repair}.".split()))
+
+
+def check_read(**sets: object) -> None:
+    """Returns nothing; raises if one of `sets`, by the name of its argument, is a path and not yet a set.
+
+    Raises:
+        UserError: naming the argument and how such a set is read.
+    """
+    for name, given in sets.items():
+        if isinstance(given, str | PathLike):
+            reader = "load_pairs" if name in ("labelled", "synthetic", "test") else "load_images"
+            raise UserError(f"{name}={str(given)!r}", rule="a set of images is wanted, and this is a path",
+                            repair=f"read it with synth.{reader}({str(given)!r})")
 
 
 def check_image(image: np.ndarray, name: str) -> None:

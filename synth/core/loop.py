@@ -253,21 +253,21 @@ def train(recipe: Recipe, batches: Batches, out: Path, settings: LoopSettings, *
     if accelerator.is_main_process:
         run.trim_log()
     accelerator.wait_for_everyone()
-    bar = tqdm(total=settings.steps, initial=run.step, desc=label, disable=not accelerator.is_main_process,
-               mininterval=5, dynamic_ncols=True)
     started = time.perf_counter()
-    while run.step < settings.steps:
-        _advance(run, batches, settings, accelerator, label)
-        bar.update()
-        last = run.step == settings.steps
-        if run.step % settings.log_every == 0 or last:
-            run.log(accelerator, (run.step - 1) % settings.log_every + 1)
-        if run.step % settings.checkpoint_every == 0 or last:
-            now = time.perf_counter()
-            run.seconds, started = run.seconds + now - started, now
-            if accelerator.is_main_process:
-                run.save(final=last)
-    bar.close()
+    # Closed by an error too, or the bar would be drawn once more behind what is said of it.
+    with tqdm(total=settings.steps, initial=run.step, desc=label, disable=not accelerator.is_main_process,
+              mininterval=5, dynamic_ncols=True) as bar:
+        while run.step < settings.steps:
+            _advance(run, batches, settings, accelerator, label)
+            bar.update()
+            last = run.step == settings.steps
+            if run.step % settings.log_every == 0 or last:
+                run.log(accelerator, (run.step - 1) % settings.log_every + 1)
+            if run.step % settings.checkpoint_every == 0 or last:
+                now = time.perf_counter()
+                run.seconds, started = run.seconds + now - started, now
+                if accelerator.is_main_process:
+                    run.save(final=last)
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.wait_for_everyone()

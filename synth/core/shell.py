@@ -71,6 +71,10 @@ def _complain(text: str) -> None:
     sys.stderr.write(f"{who}error: {text}\n")
 
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as shells count it."""
+
+
 def run(app: Callable[[], None]) -> None:
     """Runs a command; a mistake, a full device or memory, or a closed folder is one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, format="%(message)s")
@@ -83,6 +87,10 @@ def run(app: Callable[[], None]) -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     try:
         app()
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED and is_main():
+            sys.stderr.write("stopped; the same command with the same out= goes on where it stopped\n")
+        raise
     except (UserError, FloatingPointError) as error:
         _complain(str(error))
         raise SystemExit(2) from None

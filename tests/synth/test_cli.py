@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 import yaml
 from phantom import make_phantom
 from PIL import Image
 from synth_shell import CONFIGS, mistake, synth_cli
 from tiny import FIT, files_of, squares, tiny_pipeline
 
+import segtrain
 import synth
 from synth.core.checks import UserError
 from synth.core.shell import run, take_number
@@ -269,3 +271,25 @@ def test_what_the_machine_lacks_is_one_line_and_a_fault_of_ours_is_not(capsys: p
     for error in (RuntimeError("shapes differ"), FileNotFoundError(errno.ENOENT, "No such file", "/x")):
         with pytest.raises(type(error)):
             run(partial(fail, error))
+
+
+def test_an_interrupted_command_says_that_it_goes_on(capsys: pytest.CaptureFixture) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: app([]))
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.strip() == "stopped; the same command with the same out= goes on where it stopped"
+
+
+@pytest.mark.parametrize("name", ["labelled", "unlabelled"])
+def test_a_path_where_a_set_is_wanted_says_how_it_is_read(tmp_path: Path, name: str) -> None:
+    sets = {"labelled": make_phantom(4, size=32), "unlabelled": None, name: "data/x"}
+    for fit in (partial(synth.fit, FIT), partial(segtrain.fit, {"size": 32})):
+        with pytest.raises(UserError, match=rf"{name}='data/x': .* synth\.load_(pairs|images)\('data/x'\)"):
+            fit(sets["labelled"], unlabelled=sets["unlabelled"], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
