@@ -13,7 +13,7 @@ from synth.core.space import resize_mask
 from synth.formats.decode import decode_mask, parse_mask_map
 from synth.formats.folder import image_files
 from synth.formats.info import read_declared
-from synth.formats.survey import MAX_INFERRED
+from synth.formats.survey import MAX_INFERRED, number_classes
 
 
 @dataclass(frozen=True)
@@ -86,5 +86,5 @@ def load_masks(path: str | Path, *, mask_map: str | Mapping[int, int] | None = N
     if not shown[1:].size and not shown[:1].any():
         raise UserError(str(folder), rule=f"no foreground anywhere: no pixel of {len(files)} masks is of a class > 0",
                         repair="check the masks; if 255 means foreground, give mask_map='0:0,255:1'")
-    top = int(shown.max())
-    return MaskSet(tuple(files), kept or ("background", *(f"class_{i}" for i in range(1, top + 1))), table, str(root))
+    classes = kept or number_classes(np.flatnonzero(counts), table, str(root))
+    return MaskSet(tuple(files), classes, table, str(root))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -65,7 +65,8 @@ def survey(sources: Sequence[Source], declared: Declared, options: Options, *, w
     channels = _one_kind(sources, [k[0] for k in kinds], options.channels or declared.channels, _describe_channels)
     bit_depth = _one_kind(sources, [k[1] for k in kinds], declared.bit_depth, _describe_depth)
     _check_like(options.like, channels, bit_depth, where)
-    classes = declared.classes or _infer_classes(labels, options, where)
+    seen = [*np.flatnonzero(labels), *(options.mask_map or {}).values()]
+    classes = declared.classes or number_classes(seen, options.mask_map, where)
     if options.labelled and not labels[1:IGNORE].any():
         raise UserError(where, rule=f"no foreground anywhere: no pixel of {len(sources)} masks is of a class > 0",
                         repair="check the masks; if 255 means foreground, give mask_map='0:0,255:1'")
@@ -99,12 +100,30 @@ def _check_like(like: DataInfo | None, channels: int, bit_depth: int, where: str
                         repair="convert explicitly with channels=1 or channels=3, or export both at one bit depth")
 
 
-def _infer_classes(labels: np.ndarray, options: Options, where: str) -> tuple[str, ...]:
-    targets = [v for v in (options.mask_map or {}).values() if v != IGNORE]
-    top = int(max([*np.flatnonzero(labels[:IGNORE]), *targets, 0]))
+def number_classes(values: Collection[int], mask_map: Mapping[int, int] | None, where: str) -> tuple[str, ...]:
+    """Returns a name for background and for each class among `values`, those that masks hold and nobody has declared.
+
+    255 is no class. A gap is refused, unless `mask_map`, if they come out of one, names what is missing: its classes
+    would be there for nobody, and be right on every image.
+
+    Raises:
+        UserError: naming `where`, the values and the mapping that would close the gap.
+    """
+    found = sorted({int(v) for v in values} - {IGNORE} | {0})
+    top = found[-1]
     if top >= MAX_INFERRED:
         raise UserError(where, rule=f"mask values go up to {top} and no dataset.json lists the classes",
                         repair="list the classes in dataset.json, or map values with mask_map='0:0,...'")
+    missing = sorted(set(range(top)) - set(found) - set((mask_map or {}).values()))
+    if missing:
+        end = next(v for v in range(missing[0], top + 1) if v not in missing) - 1
+        gap = f"{missing[0]} never occurs" if end == missing[0] else f"{missing[0]} to {end} never occur"
+        given = f"{', '.join(map(str, found[:-1]))} and {top}"
+        close = ",".join(f"{old}:{new}" for new, old in enumerate(found)) + (",255:255" if IGNORE in values else "")
+        raise UserError(where, rule=f"mask values{' by mask_map' if mask_map else ''} are {given}, but {gap}, and no "
+                        "dataset.json lists the classes", repair=("number the classes in mask_map without a gap"
+                        if mask_map else f"give mask_map='{close}' (data.mask_map on the command line)")
+                        + ", or list the classes in dataset.json")
     return ("background", *(f"class_{i}" for i in range(1, top + 1)))
 
 

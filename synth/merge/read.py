@@ -14,7 +14,7 @@ from synth.formats import load_images, parse_mask_map
 from synth.formats.decode import decode_mask
 from synth.formats.folder import image_files
 from synth.formats.info import read_declared
-from synth.formats.survey import MAX_INFERRED
+from synth.formats.survey import number_classes
 
 FOLDER = "annotators"
 
@@ -60,7 +60,7 @@ def read_crowd(root: str | Path, *, mask_map: str | None = None, channels: int |
                             f"{name}.png", repair="add a mask, or move the image elsewhere")
     mapping = parse_mask_map(mask_map)
     masks = tuple(_masks(item.id, item.read()[0].shape[:2], files, mapping) for item in images.items)
-    info = replace(images.info, classes=read_declared(root).classes or _classes(masks, root))
+    info = replace(images.info, classes=read_declared(root).classes or _classes(masks, mapping, root))
     for name, found in zip(images.ids, masks, strict=True):
         for own, mask in zip(files, found, strict=True):
             check_mask(mask, str(own.get(name, name)), n_classes=len(info.classes)) if name in own else None
@@ -95,12 +95,9 @@ def _masks(name: str, shape: tuple[int, int], files: list[dict[str, Path]],
     return found
 
 
-def _classes(masks: tuple[np.ndarray, ...], root: Path) -> tuple[str, ...]:
-    top = max(int(mask[mask != IGNORE].max(initial=0)) for mask in masks)
-    if top >= MAX_INFERRED:
-        raise UserError(str(root), rule=f"mask values go up to {top} and no dataset.json lists the classes",
-                        repair="list the classes in dataset.json, or map values with mask_map='0:0,...'")
-    if top == 0:
+def _classes(masks: tuple[np.ndarray, ...], mapping: Mapping[int, int] | None, root: Path) -> tuple[str, ...]:
+    classes = number_classes({int(v) for mask in masks for v in np.unique(mask)}, mapping, str(root))
+    if len(classes) == 1:
         raise UserError(str(root), rule="no annotator marked any foreground; 255 means that nothing is said",
                         repair="if 255 means foreground, give mask_map='0:0,255:1'")
-    return ("background", *(f"class_{i}" for i in range(1, top + 1)))
+    return classes

@@ -14,7 +14,15 @@ from PIL import Image
 
 from synth.core.checks import UserError
 from synth.core.pairs import PairSet
-from synth.formats import encode_png, load_images, load_pairs, parse_mask_map, write_folder, write_imagefolder
+from synth.formats import (
+    encode_png,
+    load_images,
+    load_masks,
+    load_pairs,
+    parse_mask_map,
+    write_folder,
+    write_imagefolder,
+)
 from synth.formats.decode import MAX_PIXELS
 
 NAME = "phantom_0002"
@@ -212,6 +220,36 @@ def test_grey_levels_are_not_classes(root: Path) -> None:
     mask[3], mask[5] = 128, 254
     mask_path(root).write_bytes(encode_png(mask))
     refuses(root, "254", "dataset.json")
+
+
+def test_a_gap_in_the_mask_values_makes_no_classes(root: Path, phantom_pairs: PairSet) -> None:
+    (root / "dataset.json").unlink()
+    for pair in phantom_pairs:
+        (root / "masks" / f"{pair.id}.png").write_bytes(encode_png(pair.mask * np.uint8(50)))
+    refuses(root, "0 and 50, but 1 to 49 never occur", "mask_map='0:0,50:1' (data.mask_map", "dataset.json")
+    with pytest.raises(UserError, match="1 to 49 never occur"):
+        load_masks(root)
+    assert load_pairs(root, mask_map="0:0,50:1").info.classes == ("background", "class_1")
+    assert load_masks(root, mask_map="0:0,50:1").classes == ("background", "class_1")
+    with pytest.raises(UserError, match=r"by mask_map are 0 and 2, but 1 never occurs.*without a gap"):
+        load_pairs(root, mask_map="0:0,50:2")
+    assert len(load_pairs(root, mask_map="0:0,50:2,7:1").info.classes) == 3, "the map says what class 1 would be"
+    mask = phantom_pairs[0].mask * np.uint8(50)
+    mask[0] = 255
+    (root / "masks" / f"{phantom_pairs[0].id}.png").write_bytes(encode_png(mask))
+    refuses(root, "mask_map='0:0,50:1,255:255'")
+
+
+def test_a_class_that_a_set_lacks_is_no_gap_where_classes_are_declared(tmp_path: Path) -> None:
+    pairs = make_phantom(6, size=24, n_classes=4)
+    write_folder(pairs, tmp_path / "set")
+    for path in (tmp_path / "set" / "masks").iterdir():
+        mask = np.array(Image.open(path))
+        path.write_bytes(encode_png(np.where(mask == 2, 0, mask).astype(np.uint8)))
+    assert load_pairs(tmp_path / "set").info.classes == pairs.info.classes == load_masks(tmp_path / "set").classes
+    (tmp_path / "set" / "dataset.json").unlink()
+    assert load_pairs(tmp_path / "set", like=pairs.info).info.classes == pairs.info.classes
+    refuses(tmp_path / "set", "0, 1 and 3, but 2 never occurs")
 
 
 def test_values_outside_the_mask_map(root: Path) -> None:

@@ -200,6 +200,9 @@ def test_bad_input_is_named(crowd: Path, tmp_path: Path) -> None:
     (crowd / "annotators" / "cy" / "i0.png").unlink()
     with pytest.raises(UserError, match="no annotator labelled it"):
         merge_labels(crowd)
+    Image.fromarray(np.eye(40, dtype=np.uint8) * 9).save(crowd / "annotators" / "ann" / "i0.png")
+    with pytest.raises(UserError, match="2 to 8 never occur"):
+        merge_labels(crowd)
 
 
 def test_weights_are_numbers_from_0_to_1(crowd: Path, tmp_path: Path) -> None:
