@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -15,27 +16,58 @@ from synth.core.pairs import Item
 from synth.formats.decode import decode_image, decode_mask
 from synth.formats.survey import Options, Source
 
+log = logging.getLogger(__name__)
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 SPACING = ("row_mm", "column_mm")
 """Columns of spacing.csv: height and width of an image's pixels."""
 
 _BESIDE = (".txt", ".json", ".jsonl", ".csv", ".md", ".db", ".ini")
+_WHOLE = ("images", "masks")
+_ASIDE = (".", "@", "__", "thumb", "preview")
 
 
 def image_files(folder: Path) -> list[Path]:
     """Returns the image files directly in `folder`, by name; hidden files and notes (.txt, .csv, ...) are passed over.
 
     Raises:
-        UserError: if the folder holds another kind of file, or two images of one name.
+        UserError: if the folder holds another kind of file, a link to nothing, two images of one name, or, being called
+            images or masks, folders with more of them. Elsewhere those are warned of.
     """
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    files = _files_in(folder)
     images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
     others = [p for p in files if p.suffix.lower() not in (*IMAGE_SUFFIXES, *_BESIDE)]
     if others:
         raise UserError(str(others[0]), rule=f"images end in {', '.join(IMAGE_SUFFIXES)}",
                         repair="convert it, or move it elsewhere")
     check_unique([p.stem for p in images], str(folder))
+    if images or folder.name in _WHOLE:
+        _check_below(folder)
     return images
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Returns the files directly in `folder`, by name, hidden ones left out; raises if one is a link to nothing."""
+    entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    broken = [p for p in entries if p.is_symlink() and not p.exists() and p.suffix.lower() not in _BESIDE]
+    if broken:
+        raise UserError(str(broken[0]), rule=f"it is a link to {broken[0].readlink()}, where nothing is ({len(broken)} "
+                        f"of {len(entries)} files here are such links)", repair="copy the files, or mend the links")
+    return [p for p in entries if p.is_file()]
+
+
+def _check_below(folder: Path) -> None:
+    """Refuses image files in folders below `folder`, for they are not read; warns, if others' folders may be there."""
+    # Hidden folders, thumbnails and what a NAS or a Mac leaves behind hold nothing of the set.
+    below = [p for sub in sorted(folder.iterdir()) if sub.is_dir() and not sub.name.lower().startswith(_ASIDE)
+             for p in sorted(sub.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES
+             and not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    if below and folder.name in _WHOLE:
+        raise UserError(str(below[0]), rule=f"files in folders below {folder.name}/ are not read, and {len(below)} are "
+                        "there", repair=f"move them into {folder.name}/ itself under names of their own")
+    if below:
+        log.warning("%s: not read, nor are the other image files in folders below %s (%d in all)", below[0], folder,
+                    len(below))
 
 
 def folder_sources(root: Path, options: Options) -> list[Source]:
@@ -67,7 +99,7 @@ def _mask_files(root: Path, images: list[Path]) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(str(folder), rule="labelled images need a folder masks/ beside images/",
                         repair="put one PNG per image there, named as the image")
-    files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    files = _files_in(folder)
     masks = {p.stem: p for p in files if p.suffix.lower() == ".png"}
     missing = [p for p in images if p.stem not in masks]
     if missing:
@@ -75,6 +107,12 @@ def _mask_files(root: Path, images: list[Path]) -> dict[str, Path]:
         found = f"; found {other[0]}, but masks are PNG (JPEG would change class indices)" if other else ""
         raise UserError(str(missing[0]), rule=f"its mask masks/{missing[0].stem}.png is missing ({len(missing)} of "
                         f"{len(images)} images have none){found}", repair="add the mask, or move the image elsewhere")
+    names = {p.stem for p in images}
+    drawn = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+    left = [p for p in drawn if p.stem not in names]
+    if left:
+        log.warning("%s: not used, for there is no image of this name (%d of %d masks have none)", left[0], len(left),
+                    len(drawn))
     return masks
 
 

@@ -119,6 +119,40 @@ def test_an_unknown_kind_of_file(root: Path) -> None:
     refuses(root, "scan.webp", ".png", images_too=True)
 
 
+def test_images_in_folders_below_are_not_left_out(root: Path, tmp_path: Path,
+                                                  caplog: pytest.LogCaptureFixture) -> None:
+    for aside in (".ipynb_checkpoints", "thumbnails", "@eaDir"):
+        (root / "images" / aside).mkdir()
+        (root / "images" / aside / "x.png").write_bytes(image_path(root).read_bytes())
+    assert len(load_pairs(root)) == 12 and not caplog.records
+    below = root / "images" / "p2" / "slices"
+    below.mkdir(parents=True)
+    assert len(load_pairs(root)) == 12, "an empty folder takes nothing away"
+    for name in ("a.png", "b.png"):
+        (below / name).write_bytes(image_path(root).read_bytes())
+    refuses(root, "p2/slices/a.png", "folders below images/ are not read, and 2", images_too=True)
+    plain = tmp_path / "plain"
+    (root / "images").rename(plain)
+    assert len(load_images(plain)) == 12, "a folder of images may hold other things"
+    assert "p2/slices/a.png" in caplog.text and "2 in all" in caplog.text
+
+
+def test_links_to_nothing(root: Path) -> None:
+    (root / "images" / "zz.png").symlink_to(root / "gone.png")
+    refuses(root, "zz.png", "gone.png", "link", images_too=True)
+    (root / "images" / "zz.png").unlink()
+    mask_path(root).unlink()
+    mask_path(root).symlink_to(root / "gone.png")
+    refuses(root, mask_path(root).name, "gone.png", "link")
+
+
+def test_masks_without_an_image_are_warned_of(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image_path(root).unlink()
+    (root / "groups.csv").unlink()
+    assert len(load_pairs(root)) == 11
+    assert [f"masks/{NAME}.png" in r.getMessage() and "1 of 12" in r.getMessage() for r in caplog.records] == [True]
+
+
 def test_decompression_bomb(root: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
