@@ -17,6 +17,8 @@ from synth.core.checks import UserError, check_image
 
 log = logging.getLogger(__name__)
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
 MAX_PIXELS = 64 * 1024 * 1024
 """Pixel budget of one image; a larger one is refused before it is unpacked."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 from collections.abc import Sequence
@@ -13,12 +12,12 @@ import numpy as np
 
 from synth.core.checks import UserError, check_unique
 from synth.core.pairs import Item
-from synth.formats.decode import decode_image, decode_mask
+from synth.formats.decode import IMAGE_SUFFIXES, decode_image, decode_mask
 from synth.formats.survey import Options, Source
+from synth.formats.tables import check_tables, read_table
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 SPACING = ("row_mm", "column_mm")
 """Columns of spacing.csv: height and width of an image's pixels."""
 
@@ -74,10 +73,11 @@ def folder_sources(root: Path, options: Options) -> list[Source]:
     """Returns the items of `root`: of its images/ (and masks/ if labelled), or of a plain folder of images.
 
     Raises:
-        UserError: if a mask is missing, or groups.csv and the images disagree.
+        UserError: if a mask is missing, groups.csv and the images disagree, or such a table is under another name.
     """
     folder = root / "images" if (root / "images").is_dir() else root
     images = image_files(folder)
+    check_tables(root)
     masks = _mask_files(root, images) if options.labelled else {}
     ids = [p.stem for p in images]
     groups, spacings, weights = _read_groups(root, ids), _read_spacings(root, ids), _read_weights(root, ids)
@@ -116,44 +116,13 @@ def _mask_files(root: Path, images: list[Path]) -> dict[str, Path]:
     return masks
 
 
-def _read_table(path: Path, columns: tuple[str, ...], ids: list[str], *,
-                is_whole: bool = True) -> dict[str, tuple[str, ...]]:
-    """Returns the values of `columns` for each image that the CSV file names; nothing if there is no such file.
-
-    Args:
-        is_whole: whether it must name these images, each of them and no others.
-    """
-    if not path.is_file():
-        return {}
-    header = ",".join(("name", *columns))
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle)
-        if not {"name", *columns} <= set(reader.fieldnames or ()):
-            raise UserError(str(path), rule=f"its first line is {header}", repair="add that line")
-        rows = [(_stem(row["name"] or ""), tuple((row[c] or "").strip() for c in columns)) for row in reader]
-    check_unique([name for name, _ in rows], str(path))
-    table = dict(rows)
-    unknown, missing = sorted(set(table) - set(ids)), sorted(set(ids) - set(table))
-    empty = [name for name, values in rows if not all(values)]
-    if not is_whole:
-        unknown = missing = []
-    for names, rule in ((unknown, f"{path.name} names it, but no such image is there"),
-                        (missing, f"the image is not in {path.name}, so its {columns[0]} is unknown"),
-                        (empty, f"its {columns[0]} is empty")):
-        if names:
-            without = " and each image is its own group" if "group" in columns else ""
-            raise UserError(f"{path}: {names[0]}", rule=rule,
-                            repair=f"make {path.name} list each image once, or delete {path.name}{without}")
-    return table
-
-
 def _read_groups(root: Path, ids: list[str]) -> dict[str, str]:
-    return {name: group for name, (group,) in _read_table(root / "groups.csv", ("group",), ids).items()}
+    return {name: group for name, (group,) in read_table(root / "groups.csv", ("group",), ids).items()}
 
 
 def _read_domains(root: Path, ids: list[str]) -> dict[str, str]:
     """Returns the domain of the images in domains.csv, which may serve several folders and leave images out."""
-    table = _read_table(root / "domains.csv", ("domain",), ids, is_whole=False)
+    table = read_table(root / "domains.csv", ("domain",), ids, is_whole=False)
     return {name: domain for name, (domain,) in table.items()}
 
 
@@ -161,7 +130,7 @@ def _read_spacings(root: Path, ids: list[str]) -> dict[str, tuple[float, float]]
     """Returns the pixels' height and width, mm, of the images in spacing.csv."""
     path = root / "spacing.csv"
     return {name: spacing_of(texts, f"{path}: {name}")
-            for name, texts in _read_table(path, SPACING, ids).items()}
+            for name, texts in read_table(path, SPACING, ids).items()}
 
 
 def spacing_of(values: Sequence[str | float], where: str) -> tuple[float, float]:
@@ -183,7 +152,7 @@ def spacing_of(values: Sequence[str | float], where: str) -> tuple[float, float]
 def _read_weights(root: Path, ids: list[str]) -> dict[str, float]:
     """Returns what each image in weights.csv counts in training."""
     path, weights = root / "weights.csv", {}
-    for name, (text,) in _read_table(path, ("weight",), ids).items():
+    for name, (text,) in read_table(path, ("weight",), ids).items():
         try:
             weights[name] = float(text)
         except ValueError:
@@ -194,8 +163,3 @@ def _read_weights(root: Path, ids: list[str]) -> dict[str, float]:
     if weights and not any(weights.values()):
         raise UserError(str(path), rule="every weight is 0, so there is nothing to learn from", repair="mend the file")
     return weights
-
-
-def _stem(name: str) -> str:
-    path = Path(name.strip())
-    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name.strip()

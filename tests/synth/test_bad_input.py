@@ -354,6 +354,23 @@ def test_groups_that_disagree(root: Path, spoil: object, says: str) -> None:
     refuses(root, "groups.csv", says, images_too=True)
 
 
+@pytest.mark.parametrize("name", ["Groups.csv", "group.csv", "groups.CSV", "gruops.csv", "images/groups.csv",
+                                  "masks/groups.csv", "images/Groups.csv"])
+def test_a_table_under_another_name_is_not_ignored(root: Path, name: str) -> None:
+    (root / "groups.csv").rename(root / name)
+    refuses(root, f"{root / name}: it is not read", "the file is called groups.csv", "rename", images_too=True)
+
+
+def test_tables_of_nearly_the_name_that_are_let_alone(root: Path) -> None:
+    for name in ("notes.csv", "groups_old.csv", "groups1.csv", "images/listing.csv"):
+        (root / name).write_text("a,b\n")
+    assert len(set(load_pairs(root).groups)) == 3
+    for name in ("spacings.csv", "weight.csv", "Domains.csv"):
+        (root / name).write_text("name,x\n")
+        refuses(root, name, "the file is called")
+        (root / name).unlink()
+
+
 @pytest.mark.parametrize("key, value", [
     ("ignore_index", 0), ("version", 2), ("channels", 2), ("bit_depth", 12), ("intensity_range", [5, 5]),
     ("classes", []), ("classes", ["a", "a"])])
