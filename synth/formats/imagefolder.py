@@ -22,6 +22,7 @@ from synth.formats.folder import SPACING, read_files, spacing_of
 from synth.formats.info import write_info
 from synth.formats.rows import from_meta, to_meta, weight_of
 from synth.formats.survey import Options, Source
+from synth.formats.tables import read_text
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ def imagefolder_sources(root: Path, options: Options) -> list[Source]:
     """
     path = root / METADATA
     sources = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    text = read_text(path, "save it as UTF-8, one JSON object per line")
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would cut at what JSON takes for a letter
         if line.strip():
             sources.append(_source(root, _parse(line, f"{path}, line {number}"), options, f"{path}, line {number}"))
     return sources
@@ -188,8 +190,8 @@ def _line(pair: Pair) -> dict[str, object]:
 def _parse(line: str, where: str) -> dict[str, object]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(where, rule=f"not JSON ({error.msg})", repair="write one JSON object per line") from None
+    except ValueError as error:
+        raise UserError(where, rule=f"not JSON ({error})", repair="write one JSON object per line") from None
     if not isinstance(row, dict):
         raise UserError(where, rule="a line is one JSON object", repair="write one JSON object per line")
     return row
@@ -201,7 +203,7 @@ def _source(root: Path, row: dict[str, object], options: Options, where: str) ->
     name = str(row.get("id") or image.stem)
     spacing = [row.get(key) for key in SPACING]
     item = Item(name, str(row.get("group") or name), partial(read_files, image, mask, options),
-                str(row.get("origin") or "real"), from_meta(row), weight=weight_of(row, where),
+                str(row.get("origin") or "real"), from_meta(row, where), weight=weight_of(row, where),
                 spacing=None if spacing == [None, None] else spacing_of(spacing, where),
                 domain=None if row.get("domain") is None else str(row["domain"]))
     return Source(item, str(image), str(mask or ""))

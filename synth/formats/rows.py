@@ -26,14 +26,31 @@ def to_meta(pair: Pair) -> dict[str, object]:
     }
 
 
-def from_meta(row: Mapping[str, object]) -> Provenance | None:
-    """Returns the provenance in one row of metadata; None for a pair that nobody drew."""
+def from_meta(row: Mapping[str, object], where: str) -> Provenance | None:
+    """Returns the provenance in one row of metadata; None for a pair that nobody drew.
+
+    Raises:
+        UserError: naming `where`, if parents are no list, the seed no number or the scores no JSON object.
+    """
     if not any(row.get(key) for key in ("parents", "generator", "layout", "settings")):
         return None
+    parents, parent_groups = (_listed(row, key, where) for key in ("parents", "parent_groups"))
     scores = row.get("scores") or {}
-    texts = {key: str(row.get(key) or "") for key in TEXTS}
-    return Provenance(tuple(row.get("parents") or ()), tuple(row.get("parent_groups") or ()), int(row.get("seed") or 0),
-                      scores=json.loads(scores) if isinstance(scores, str) else dict(scores), **texts)
+    try:
+        seed, scores = int(row.get("seed") or 0), json.loads(scores) if isinstance(scores, str) else dict(scores)
+    except (ValueError, TypeError) as error:
+        raise UserError(where, rule=f"its seed is no number, or its scores no JSON object ({error})",
+                        repair="mend them, or leave them out") from None
+    if not isinstance(scores, dict):
+        raise UserError(where, rule=f"its scores {scores!r} are no JSON object", repair="mend them, or leave them out")
+    return Provenance(parents, parent_groups, seed, scores=scores, **{key: str(row.get(key) or "") for key in TEXTS})
+
+
+def _listed(row: Mapping[str, object], key: str, where: str) -> tuple[str, ...]:
+    # A text would be taken for a list of its letters, and no leak would be found.
+    if not isinstance(row.get(key) or [], list):
+        raise UserError(where, rule=f"its {key} {row[key]!r} are no list", repair=f"write [{row[key]!r}]")
+    return tuple(row.get(key) or ())
 
 
 def weight_of(row: Mapping[str, object], where: str) -> float:

@@ -127,8 +127,9 @@ def _file_sources(path: Path, options: Options, *, split: str, n_before: int) ->
     places = [_Place(str(path), stamp, group, row) for group, size in enumerate(sizes) for row in range(size)]
     for meta, place in zip(metas, places, strict=True):
         name = str(meta.get("id") or f"{split}-{n_before + len(sources):06d}")
+        where = f"{path}: {name}"
         item = Item(name, str(meta.get("group") or name), functools.partial(_read_row, place, options),
-                    str(meta.get("origin") or "real"), from_meta(meta), weight=weight_of(meta, f"{path}: {name}"))
+                    str(meta.get("origin") or "real"), from_meta(meta, where), weight=weight_of(meta, where))
         sources.append(Source(item, f"{path}, image of {name}", f"{path}, mask of {name}"))
     return sources
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
-from synth.core.checks import UserError, check_unique
+from synth.core.checks import UserError
 from synth.formats.decode import IMAGE_SUFFIXES
 
 TABLES = ("groups.csv", "spacing.csv", "weights.csv", "domains.csv")
@@ -43,13 +44,12 @@ def read_table(path: Path, columns: tuple[str, ...], ids: list[str], *,
     """
     if not path.is_file():
         return {}
-    header = ",".join(("name", *columns))
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle)
-        if not {"name", *columns} <= set(reader.fieldnames or ()):
-            raise UserError(str(path), rule=f"its first line is {header}", repair="add that line")
-        rows = [(_stem(row["name"] or ""), tuple((row[c] or "").strip() for c in columns)) for row in reader]
-    check_unique([name for name, _ in rows], str(path))
+    rows = _rows(path, columns)
+    seen: set[str] = set()
+    for name, _ in rows:
+        if name in seen:
+            raise UserError(f"{path}: {name}", rule="two lines name this image", repair="delete one of them")
+        seen.add(name)
     table = dict(rows)
     unknown, missing = sorted(set(table) - set(ids)), sorted(set(ids) - set(table))
     empty = [name for name, values in rows if not all(values)]
@@ -63,6 +63,44 @@ def read_table(path: Path, columns: tuple[str, ...], ids: list[str], *,
             raise UserError(f"{path}: {names[0]}", rule=rule,
                             repair=f"make {path.name} list each image once, or delete {path.name}{without}")
     return table
+
+
+def read_text(path: Path, repair: str) -> str:
+    """Returns the text of a UTF-8 file, without the mark that some programs begin it with.
+
+    Raises:
+        UserError: with this repair, if it is of another encoding.
+    """
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        line = _first_line(data.decode("utf-16" if wide else "cp1252", errors="replace"))
+        raise UserError(str(path), rule=f"it is text of another encoding than UTF-8{' (UTF-16)' if wide else ''}; "
+                        f"its first line reads {line}", repair=repair)
+    return text
+
+
+def _first_line(text: str) -> str:
+    return repr(next(iter(text.splitlines()), "")[:80])
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    """Returns name and values of each line of a table but the first, and but those whose cells are all empty."""
+    header = ",".join(("name", *columns))
+    repair = f"save it as comma-separated UTF-8 with the first line {header}"
+    text = read_text(path, repair)
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        if not {"name", *columns} <= set(reader.fieldnames or ()):
+            raise UserError(str(path), rule=f"its first line is {_first_line(text)}, not {header}", repair=repair)
+        rows = [row for row in reader if any("".join(cell or ()).strip() for cell in row.values())]
+    except csv.Error as error:
+        raise UserError(str(path), rule=f"it is not comma-separated ({error})", repair=repair) from None
+    return [(_stem(row["name"] or ""), tuple((row[c] or "").strip() for c in columns)) for row in rows]
 
 
 def _stem(name: str) -> str:

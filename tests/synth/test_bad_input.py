@@ -345,13 +345,33 @@ def test_no_images_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spoil, says", [
     (lambda rows: [*rows, "stranger,patient_00"], "stranger"),
     (lambda rows: [r for r in rows if not r.startswith(NAME)], NAME),
-    (lambda rows: [*rows, f"{NAME},patient_01"], "share this name"),
+    (lambda rows: [*rows, f"{NAME},patient_01"], "two lines name this image"),
     (lambda rows: [r if not r.startswith(NAME) else f"{NAME}," for r in rows], "its group is empty"),
     (lambda rows: ["file;patient", *rows[1:]], "name,group")])
 def test_groups_that_disagree(root: Path, spoil: object, says: str) -> None:
     rows = (root / "groups.csv").read_text().splitlines()
     (root / "groups.csv").write_text("\n".join(spoil(rows)) + "\n")
     refuses(root, "groups.csv", says, images_too=True)
+
+
+@pytest.mark.parametrize(("text", "encoding", "says"), [
+    ("name,group\nMüller,a\n", "cp1252", "'name,group'"), ("name,group\nMüller,a\n", "utf-16", "UTF-16"),
+    ("name,group\na,b\n", "utf-16-le", "another encoding"),
+    ("name;group\na;b\n", "utf-8", "'name;group', not name,group"), ("\ufeff", "utf-8", "its first line is ''"),
+    ("name\tgroup\na\tb\n", "utf-8", r"'name\tgroup'"), ("Name,Group\na,b\n", "utf-8", "'Name,Group'"),
+    ("sep=,\nname,group\na,b\n", "utf-8", "'sep=,'"), ("", "utf-8", "''"),
+    ('name,group\n"' + "a" * 140_000, "utf-8", "not comma-separated")])
+def test_tables_as_spreadsheets_save_them(root: Path, text: str, encoding: str, says: str) -> None:
+    (root / "groups.csv").write_bytes(text.encode(encoding))
+    refuses(root, "groups.csv", says, "save it as comma-separated UTF-8 with the first line name,group",
+            images_too=True)
+
+
+def test_empty_lines_of_a_table_are_none(root: Path) -> None:
+    groups, path = load_pairs(root).groups, root / "groups.csv"
+    lines = [line + "," for line in path.read_text().splitlines()]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, "", ",,", " , ,", ",,,,", ""]).encode())
+    assert load_pairs(root).groups == groups
 
 
 @pytest.mark.parametrize("name", ["Groups.csv", "group.csv", "groups.CSV", "gruops.csv", "images/groups.csv",
@@ -393,6 +413,28 @@ def test_metadata_lines(tmp_path: Path, phantom_pairs: PairSet, line: str, says:
     path = tmp_path / "set" / "metadata.jsonl"
     path.write_text(path.read_text() + line + "\n")
     refuses(tmp_path / "set", says, images_too=True)
+
+
+@pytest.mark.parametrize(("wrong", "says"), [
+    ({"seed": "x"}, "seed"), ({"scores": "{"}, "scores"), ({"scores": "3"}, "scores"), ({"scores": 3}, "scores"),
+    ({"parents": "phantom_0001"}, "no list")])
+def test_metadata_of_drawn_pairs(tmp_path: Path, phantom_pairs: PairSet, wrong: dict[str, object], says: str) -> None:
+    write_imagefolder(phantom_pairs, tmp_path / "set")
+    path = tmp_path / "set" / "metadata.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(lines[0]) | {"generator": "cafe"} | wrong), *lines[1:]]))
+    refuses(tmp_path / "set", "metadata.jsonl, line 1", says, images_too=True)
+
+
+def test_metadata_of_another_encoding(tmp_path: Path, phantom_pairs: PairSet) -> None:
+    write_imagefolder(phantom_pairs, tmp_path / "set")
+    path = tmp_path / "set" / "metadata.jsonl"
+    text = path.read_text().replace('"patient_00"', '"M\u00fcller\u2028"')
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert "M\u00fcller\u2028" in load_pairs(tmp_path / "set").groups
+    for encoding in ("cp1252", "utf-16"):
+        path.write_bytes(text.replace("\u2028", "").encode(encoding))
+        refuses(tmp_path / "set", "metadata.jsonl", "another encoding than UTF-8", "UTF-8, one JSON", images_too=True)
 
 
 def test_a_damaged_shard(tmp_path: Path) -> None:
