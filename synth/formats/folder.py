@@ -14,7 +14,7 @@ from synth.core.checks import UserError, check_unique
 from synth.core.pairs import Item
 from synth.formats.decode import IMAGE_SUFFIXES, decode_image, decode_mask
 from synth.formats.survey import Options, Source
-from synth.formats.tables import check_tables, read_table
+from synth.formats.tables import check_tables, read_table, same_form
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def image_files(folder: Path) -> list[Path]:
     if others:
         raise UserError(str(others[0]), rule=f"images end in {', '.join(IMAGE_SUFFIXES)}",
                         repair="convert it, or move it elsewhere")
-    check_unique([p.stem for p in images], str(folder))
+    check_unique([same_form(p.stem) for p in images], str(folder))
     if images or folder.name in _WHOLE:
         _check_below(folder)
     return images
@@ -79,13 +79,13 @@ def folder_sources(root: Path, options: Options) -> list[Source]:
     images = image_files(folder)
     check_tables(root)
     masks = _mask_files(root, images) if options.labelled else {}
-    ids = [p.stem for p in images]
+    ids = [same_form(p.stem) for p in images]
     groups, spacings, weights = _read_groups(root, ids), _read_spacings(root, ids), _read_weights(root, ids)
     domains = _read_domains(root, ids)
-    items = [Item(p.stem, groups.get(p.stem, p.stem), partial(read_files, p, masks.get(p.stem), options),
-                  spacing=spacings.get(p.stem), weight=weights.get(p.stem, 1.0),
-                  domain=domains.get(p.stem)) for p in images]
-    return [Source(item, str(p), str(masks.get(p.stem, ""))) for item, p in zip(items, images, strict=True)]
+    items = [Item(p.stem, groups.get(name, p.stem), partial(read_files, p, masks.get(name), options),
+                  spacing=spacings.get(name), weight=weights.get(name, 1.0),
+                  domain=domains.get(name)) for name, p in zip(ids, images, strict=True)]
+    return [Source(item, str(p), str(masks.get(name, ""))) for item, name, p in zip(items, ids, images, strict=True)]
 
 
 def read_files(image: Path, mask: Path | None, options: Options) -> tuple[np.ndarray, np.ndarray | None]:
@@ -100,14 +100,14 @@ def _mask_files(root: Path, images: list[Path]) -> dict[str, Path]:
         raise UserError(str(folder), rule="labelled images need a folder masks/ beside images/",
                         repair="put one PNG per image there, named as the image")
     files = _files_in(folder)
-    masks = {p.stem: p for p in files if p.suffix.lower() == ".png"}
-    missing = [p for p in images if p.stem not in masks]
+    masks = {same_form(p.stem): p for p in files if p.suffix.lower() == ".png"}
+    missing = [p for p in images if same_form(p.stem) not in masks]
     if missing:
         other = [p.name for p in files if p.stem == missing[0].stem]
         found = f"; found {other[0]}, but masks are PNG (JPEG would change class indices)" if other else ""
         raise UserError(str(missing[0]), rule=f"its mask masks/{missing[0].stem}.png is missing ({len(missing)} of "
                         f"{len(images)} images have none){found}", repair="add the mask, or move the image elsewhere")
-    names = {p.stem for p in images}
+    names = {same_form(p.stem) for p in images}
     drawn = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
     left = [p for p in drawn if p.stem not in names]
     if left:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -217,6 +218,9 @@ def _inside(root: Path, row: dict[str, object], key: str, where: str) -> Path:
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{where}: {value}", rule=f"{key} stays inside the folder",
                         repair="write a path relative to it")
-    if not (root / path).is_file():
+    # A Mac may have written the accents of the name as letters of their own, here or there.
+    forms = [root / path, *(root / unicodedata.normalize(form, value) for form in ("NFC", "NFD"))]
+    found = next((p for p in forms if p.is_file()), None)
+    if found is None:
         raise UserError(str(root / path), rule=f"{METADATA} names it, but it is missing", repair="add the file")
-    return root / path
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from pathlib import Path
 
 from synth.core.checks import UserError
@@ -40,7 +41,7 @@ def read_table(path: Path, columns: tuple[str, ...], ids: list[str], *,
     """Returns the values of `columns` for each image that the CSV file names; nothing if there is no such file.
 
     Args:
-        is_whole: whether it must name these images, each of them and no others.
+        ids: of the images, in the `same_form`. is_whole: whether it must name these images, each of them and no others.
     """
     if not path.is_file():
         return {}
@@ -63,6 +64,11 @@ def read_table(path: Path, columns: tuple[str, ...], ids: list[str], *,
             raise UserError(f"{path}: {names[0]}", rule=rule,
                             repair=f"make {path.name} list each image once, or delete {path.name}{without}")
     return table
+
+
+def same_form(name: str) -> str:
+    """Returns `name` with accents as one letter each: a Mac may write them as two, which look the same."""
+    return unicodedata.normalize("NFC", name)
 
 
 def read_text(path: Path, repair: str) -> str:
@@ -92,7 +98,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[tuple[str, tuple[str, ..
     """Returns name and values of each line of a table but the first, and but those whose cells are all empty."""
     header = ",".join(("name", *columns))
     repair = f"save it as comma-separated UTF-8 with the first line {header}"
-    text = read_text(path, repair)
+    text = same_form(read_text(path, repair))
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""))
         if not {"name", *columns} <= set(reader.fieldnames or ()):

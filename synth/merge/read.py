@@ -15,6 +15,7 @@ from synth.formats.decode import decode_mask
 from synth.formats.folder import image_files
 from synth.formats.info import read_declared
 from synth.formats.survey import number_classes
+from synth.formats.tables import same_form
 
 FOLDER = "annotators"
 
@@ -68,7 +69,8 @@ def read_crowd(root: str | Path, *, mask_map: str | None = None, channels: int |
 
 
 def _files(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
-    files = {path.stem: path for path in image_files(folder)}
+    ids = {same_form(name): name for name in names}
+    files = {ids.get(same_form(path.stem), path.stem): path for path in image_files(folder)}
     wrong = [path for path in files.values() if path.suffix.lower() != ".png"]
     if wrong:
         raise UserError(str(wrong[0]), rule="masks are PNG (JPEG would change class indices)",

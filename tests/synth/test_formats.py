@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -224,6 +225,26 @@ def test_without_dataset_json_the_files_decide(tmp_path: Path) -> None:
     assert (values <= low).mean() >= 0.0005 > (values < low).mean()
     assert (values <= high).mean() >= 0.9995 > (values < high).mean()
     assert loaded.groups == loaded.ids
+
+
+@pytest.mark.parametrize(("images", "masks"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_of_one_letter_or_two_are_the_same_name(tmp_path: Path, phantom_pairs: PairSet, images: str,
+                                                        masks: str) -> None:
+    items = [dataclasses.replace(item, id=f"\u00e9{i}", domain=f"d{i}") for i, item in enumerate(phantom_pairs.items)]
+    for name, write in (("plain", write_folder), ("listed", write_imagefolder)):
+        write(PairSet(items, phantom_pairs.info), tmp_path / name)
+        for folder, form in (("images", images), ("masks", masks)):
+            for path in sorted((tmp_path / name / folder).iterdir()):
+                path.rename(path.with_name(unicodedata.normalize(form, path.name)))
+        loaded = {unicodedata.normalize("NFC", item.id): item for item in load_pairs(tmp_path / name).items}
+        assert len(loaded) == len(items)
+        for item in items:
+            assert (loaded[item.id].group, loaded[item.id].domain) == (item.group, item.domain)
+            np.testing.assert_array_equal(loaded[item.id].read()[1], item.read()[1])
+    for form in ("NFC", "NFD"):
+        (tmp_path / "plain" / "images" / unicodedata.normalize(form, "\u00e90.png")).write_bytes(b"")
+    with pytest.raises(UserError, match="share this name"):
+        load_pairs(tmp_path / "plain")
 
 
 def test_like_takes_over_classes_and_range(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from synth.core.checks import UserError
 from synth.formats import load_pairs, write_folder
 from synth.merge import MergeSettings, merge_labels
 from synth.merge.agree import vote_weights, weighted_shares
+from synth.merge.read import read_crowd
 from synth.merge.staple import patterns_of, staple, union_box
 
 RNG = np.random.default_rng(0)
@@ -183,6 +184,13 @@ def test_a_synthetic_pair_counts_by_its_weight_too(crowd: Path, tmp_path: Path) 
     assert batch["weights"].tolist() == [1.0, 1.0, 0.25, 0.25]
     assert batch["synthetic"].tolist() == [False, False, True, True]
     assert "weights" not in Streams.read(settings, plain, synthetic=plain).batches(0, 0, 1)
+
+
+def test_accents_of_one_letter_or_two_are_the_same_name(crowd: Path) -> None:
+    (crowd / "images" / "i0.png").rename(crowd / "images" / "e\u0301.png")
+    for name in ("ann", "bob", "cy"):
+        (crowd / "annotators" / name / "i0.png").rename(crowd / "annotators" / name / "\u00e9.png")
+    assert len(read_crowd(crowd).masks) == 6, "no mask is strange, no image without one"
 
 
 def test_bad_input_is_named(crowd: Path, tmp_path: Path) -> None:
