@@ -101,7 +101,7 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
         UserError: if something stems from a held-out group, if the sets do not go together or do not suit the method,
             or if `out` holds another run.
     """
-    check_read(labelled=labelled, synthetic=synthetic, unlabelled=unlabelled)
+    check_read({"labelled": labelled, "synthetic": synthetic, "unlabelled": unlabelled})
     plan = make_plan(config, overrides, method=method)
     plan = Plan(with_use(plan.settings, plan.method, prior), plan.method)
     _check_sets(plan, labelled, synthetic=synthetic, unlabelled=unlabelled, held_out=held_out)

@@ -87,7 +87,7 @@ def fit(config: str | Path | dict | FitSettings, labelled: PairSet | None, unlab
     Raises:
         UserError: for unknown settings, sets that do not fit together, or an `out` that holds another run.
     """
-    check_read(labelled=labelled, unlabelled=unlabelled)
+    check_read({"labelled": labelled, "unlabelled": unlabelled})
     settings = load_fit_settings(config, overrides)
     kind = KINDS[settings.kind]
     taught, other = (masks, labelled) if kind.unpaired else (labelled, masks)

@@ -44,7 +44,7 @@ def compare(config: str | Path | CompareSettings | dict | None, labelled: PairSe
     Raises:
         UserError: on a mistake in settings or data, before anything is trained.
     """
-    check_read(labelled=labelled, unlabelled=unlabelled, test=test)
+    check_read({"labelled": labelled, "unlabelled": unlabelled, "test": test})
     settings = load_settings(config, overrides)
     parts = prepare(settings, labelled, unlabelled, test)
     arms = choose_arms(settings.arms, baseline=settings.baseline,

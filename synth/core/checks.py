@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 
 import numpy as np
@@ -23,7 +23,7 @@ class UserError(ValueError):
         super().__init__(" ".join(f"{what}: {rule}. Repair: {repair}.".split()))
 
 
-def check_read(**sets: object) -> None:
+def check_read(sets: Mapping[str, object]) -> None:
     """Returns nothing; raises if one of `sets`, by the name of its argument, is a path and not yet a set.
 
     Raises:
