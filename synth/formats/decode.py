@@ -75,6 +75,8 @@ def decode_image(source: bytes | Path, name: str, *, channels: int | None = None
 def decode_mask(source: bytes | Path, name: str, *, mask_map: MaskMap | None = None) -> np.ndarray:
     """Returns labels (H, W) uint8 of a label mask; palette indices are class indices; `mask_map` is applied.
 
+    With a `mask_map`, a mask of several equal channels, as some programs save grey, counts as one.
+
     Raises:
         UserError: if it does not decode, has several channels, or holds values above 255 or outside `mask_map`.
     """
@@ -88,15 +90,27 @@ def decode_mask(source: bytes | Path, name: str, *, mask_map: MaskMap | None = N
         labels = np.array(image)
     elif image.mode == "I" or image.mode.startswith("I;16"):
         labels = _to_16_bit(np.array(image), name)
+    elif mask_map is not None and _is_grey(image):
+        labels = np.array(image)[..., 0]
     else:
         raise UserError(name, rule=f"a label mask has one channel of class indices, this one is {image.mode}",
-                        repair="save class indices as an 8-bit single-channel PNG")
+                        repair="save class indices as an 8-bit single-channel PNG, or, if it is opaque and only grey, "
+                        "give a mask_map such as '0:0,255:1' (data.mask_map on the command line)")
     if mask_map is not None:
         return _map_values(labels, name, mask_map)
     if labels.max() > 255:
         raise UserError(name, rule=f"mask values go up to {labels.max()}, but labels are 0..255",
                         repair="save class indices as an 8-bit single-channel PNG")
     return labels.astype(np.uint8)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Returns whether an image in colours is opaque and its colours are equal everywhere."""
+    if image.mode not in ("RGB", "RGBA", "LA"):
+        return False
+    bands = [np.array(band) for band in image.split()]
+    is_opaque = image.mode == "RGB" or bool((bands.pop() == 255).all())
+    return is_opaque and all(np.array_equal(band, bands[0]) for band in bands)
 
 
 def parse_mask_map(mask_map: str | MaskMap | None) -> dict[int, int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -101,19 +102,28 @@ def _mask_files(root: Path, images: list[Path]) -> dict[str, Path]:
                         repair="put one PNG per image there, named as the image")
     files = _files_in(folder)
     masks = {same_form(p.stem): p for p in files if p.suffix.lower() == ".png"}
-    missing = [p for p in images if same_form(p.stem) not in masks]
-    if missing:
-        other = [p.name for p in files if p.stem == missing[0].stem]
-        found = f"; found {other[0]}, but masks are PNG (JPEG would change class indices)" if other else ""
-        raise UserError(str(missing[0]), rule=f"its mask masks/{missing[0].stem}.png is missing ({len(missing)} of "
-                        f"{len(images)} images have none){found}", repair="add the mask, or move the image elsewhere")
-    names = {same_form(p.stem) for p in images}
+    names = {same_form(p.stem): p for p in images}
     drawn = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-    left = [p for p in drawn if p.stem not in names]
+    left = [p for p in drawn if same_form(p.stem) not in names]
+    missing = [name for name in names if name not in masks]
+    if missing:
+        raise UserError(str(names[missing[0]]), rule=f"its mask masks/{missing[0]}.png is missing ({len(missing)} of "
+                        f"{len(images)} images have none){_found(missing[0], files, left)}",
+                        repair="add the mask, or move the image elsewhere")
     if left:
         log.warning("%s: not used, for there is no image of this name (%d of %d masks have none)", left[0], len(left),
                     len(drawn))
     return masks
+
+
+def _found(name: str, files: list[Path], left: list[Path]) -> str:
+    """Returns what may be the missing mask of image `name`: of its name, or of those `left` the one most like it."""
+    other = [p.name for p in files if same_form(p.stem) == name]
+    if other:
+        return f"; found {other[0]}, but masks are PNG (JPEG would change class indices)"
+    names = {same_form(p.stem): p.name for p in left}
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; found {names[near[0]]}, but a mask has the name of its image" if near else ""
 
 
 def _read_groups(root: Path, ids: list[str]) -> dict[str, str]:

@@ -203,6 +203,8 @@ def test_missing_mask(root: Path) -> None:
     refuses(root, f"{NAME}.png", "missing")
     save(mask_path(root).with_suffix(".jpg"), "L")
     refuses(root, f"found {NAME}.jpg", "JPEG")
+    mask_path(root).with_suffix(".jpg").rename(mask_path(root).with_name(f"{NAME}_mask.png"))
+    refuses(root, f"found {NAME}_mask.png, but a mask has the name of its image")
 
 
 def test_no_masks_at_all(root: Path) -> None:
@@ -235,7 +237,22 @@ def test_0_and_255_are_explained(root: Path) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_masks_with_several_channels(root: Path, mode: str) -> None:
     save(mask_path(root), mode)
-    refuses(root, NAME, "one channel")
+    refuses(root, NAME, "one channel", "mask_map")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_grey_masks_saved_in_colours_are_read_by_a_mask_map(root: Path, phantom_pairs: PairSet, mode: str) -> None:
+    for pair in phantom_pairs:
+        grey = Image.fromarray(pair.mask * np.uint8(255))
+        grey.convert(mode).save(root / "masks" / f"{pair.id}.png")
+    refuses(root, "one channel", "mask_map such as '0:0,255:1'")
+    loaded = load_pairs(root, mask_map="0:0,255:1")
+    assert all(np.array_equal(a.mask, b.mask) for a, b in zip(loaded, phantom_pairs, strict=True))
+    spoilt = np.array(Image.open(mask_path(root)))
+    spoilt[0, 0, -1] = 7  # a colour, or alpha
+    Image.fromarray(spoilt).save(mask_path(root))
+    with pytest.raises(UserError, match=f"{NAME}.*one channel"):
+        load_pairs(root, mask_map="0:0,255:1")
 
 
 def test_16_bit_mask(root: Path) -> None:
