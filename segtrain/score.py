@@ -18,7 +18,8 @@ from segtrain.segmenter import Segmenter, predict_pair
 from segtrain.statistics import Estimate, mean_interval
 from synth.core.checks import UserError
 from synth.core.files import claim_folder, write_json, write_text
-from synth.core.pairs import PairSet
+from synth.core.pairs import Item, PairSet
+from synth.core.space import enlarge, resize_image, to_channels
 from synth.spectral import Alignment, FrequencyPrior
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ def score(  # noqa: PLR0913 - what is scored, how it is read, how it is measured
         align, strength: as in `segtrain.predict`; all these images, without their masks, then decide the filter.
 
     Raises:
-        UserError: if the segmenter was trained with one of the images or groups, a pair was drawn by a generator, or
-            model and pairs do not go together.
+        UserError: if the segmenter, or a generator that drew for it, was trained with one of the images or groups, a
+            pair was drawn by a generator, or model and pairs do not go together.
     """
     segmenter = Segmenter.load(model_folder)
     if not isinstance(pairs, PairSet):
@@ -132,8 +133,23 @@ def _check(segmenter: Segmenter, pairs: PairSet) -> None:
             raise UserError(f"{pairs.where}: {item.id}", rule="a generator drew this pair, and a segmenter is "
                             "scored on real ones", repair="leave drawn pairs out of the test set")
         if segmenter.taught is not None:
-            segmenter.taught.check(item, pair.image, size=segmenter.size, tiles=segmenter.config.tiles,
-                                   where=pairs.where)
+            _check_new(segmenter, item, pair.image, where=pairs.where)
+
+
+def _check_new(segmenter: Segmenter, item: Item, image: np.ndarray, *, where: str) -> None:
+    """Returns nothing; raises UserError if training knew the pixels (H, W[, 3]) of a test case, or its patient.
+
+    A group that is named as its image says nothing: so are those of sets without groups.csv.
+    """
+    pixels, size, taught = to_channels(image), segmenter.size, segmenter.taught
+    seen = enlarge(pixels, None, least=size)[0] if segmenter.config.tiles else resize_image(pixels, size)
+    by = "by itself or through a generator that drew for it"
+    if taught.has_image(seen) or taught.has_image(pixels):
+        raise UserError(f"{where}: {item.id}", rule=f"this segmenter was trained with this image, {by}, so its score "
+                        "would say nothing", repair="leave it out of the test set")
+    if item.group != item.id and taught.has_group(item.group):
+        raise UserError(f"{where}: {item.id}", rule=f"this segmenter was trained with images of group {item.group}, "
+                        f"{by}", repair="leave that group out of the test set")
 
 
 def _score_all(segmenter: Segmenter, pairs: PairSet, alignment: Alignment | None,

@@ -16,7 +16,6 @@ from segtrain.models import Ensemble, at_depth, build_model
 from segtrain.settings import ModelSettings
 from segtrain.streams.fingerprint import Standard
 from segtrain.streams.patches import predict_tiles
-from segtrain.taught import Taught
 from synth.core.checks import UserError
 from synth.core.config import Settings, load_config
 from synth.core.device import compute_device
@@ -24,6 +23,7 @@ from synth.core.files import claim_folder, hash_json, replace_file, write_json
 from synth.core.loop import TrainResult
 from synth.core.pairs import DataInfo, ImageSet, Pair
 from synth.core.space import pixels_to_unit, resize_image, to_channels, top_class
+from synth.core.taught import Taught
 from synth.spectral import Alignment, AlignSettings, FrequencyPrior, align_images, fit_alignment, has_prior
 
 CHUNK = 32

@@ -23,13 +23,13 @@ from segtrain.streams.ahead import Ahead
 from segtrain.streams.extras import Extras
 from segtrain.streams.fingerprint import Standard, measure
 from segtrain.streams.stored import info_of
-from segtrain.taught import Taught
 from segtrain.topology import TOPOLOGIES
 from synth.core.checks import UserError, check_read
 from synth.core.config import load_config, save_config
 from synth.core.files import claim_folder
 from synth.core.loop import train
 from synth.core.pairs import DataInfo, ImageSet, PairSet
+from synth.core.taught import Taught
 from synth.spectral import FrequencyPrior
 
 log = logging.getLogger(__name__)
@@ -98,8 +98,8 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
             labelled training pairs. It is saved as `out`/prior.
 
     Raises:
-        UserError: if something stems from a held-out group, if the sets do not go together or do not suit the method,
-            or if `out` holds another run.
+        UserError: if something stems from a held-out group or was drawn by a generator that was fitted on it, if the
+            sets do not go together or do not suit the method, or if `out` holds another run.
     """
     check_read({"labelled": labelled, "synthetic": synthetic, "unlabelled": unlabelled})
     plan = make_plan(config, overrides, method=method)
@@ -107,7 +107,8 @@ def fit(  # noqa: PLR0913 - the public call of the package: three sets, each by 
     _check_sets(plan, labelled, synthetic=synthetic, unlabelled=unlabelled, held_out=held_out)
     extras = make_extras(plan.method, stored=stored, observers=observers)
     if labelled is None:
-        unlabelled = ImageSet(unlabelled.items, info_of(unlabelled, stored), where=unlabelled.where)
+        unlabelled = ImageSet(unlabelled.items, info_of(unlabelled, stored), where=unlabelled.where,
+                              taught=unlabelled.taught)
     info = unlabelled.info if labelled is None else labelled.info
     streams = Streams.read(plan.settings, labelled, synthetic=synthetic, unlabelled=unlabelled, extras=extras)
     standard = _standard(plan.settings, streams)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synth.appearance.fit import fit_spectral, load_spectral
+from accelerate import PartialState
+
+from synth.appearance.fit import fit_spectral, load_spectral, spectral_taught
 from synth.appearance.settings import SpectralSettings
 from synth.core.checks import UserError, check_read
 from synth.core.config import kind_of, load_config
 from synth.core.pairs import ImageSet, PairSet
 from synth.core.shell import required
-from synth.diffusion.fit import fit_inpaint, load_pipeline
+from synth.core.taught import Taught
+from synth.diffusion.fit import fit_inpaint, inpaint_taught, load_pipeline
 from synth.diffusion.settings import InpaintSettings
 from synth.formats import MaskSet, load_images, load_masks, load_pairs
 from synth.gan.fit import fit_translate, load_translator
@@ -30,23 +34,30 @@ FitSettings = (InpaintSettings | TranslateSettings | SpectralSettings | Appearan
                | ShapeSettings)
 
 
+def _taught(settings: FitSettings, labelled: PairSet | MaskSet, unlabelled: ImageSet | None) -> Taught:
+    # Masks without images have no groups either: of whom they are is not known.
+    return Taught.of_sets([None if isinstance(labelled, MaskSet) else labelled, unlabelled])
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of model: its settings, and how it is fitted on labelled and unlabelled images into a folder.
 
     Attributes:
         unpaired: whether masks that belong to no image take the place of the labelled images.
+        taught: what it then knows of these images; the default is all of them.
     """
 
     settings: type[FitSettings]
     fit: Callable[[FitSettings, PairSet | MaskSet, ImageSet | None, Path], Generator | ShapeModel]
     unpaired: bool = False
+    taught: Callable[[FitSettings, PairSet | MaskSet, ImageSet | None], Taught] = _taught
 
 
 KINDS: dict[str, Kind] = {
-    "inpaint": Kind(InpaintSettings, fit_inpaint),
+    "inpaint": Kind(InpaintSettings, fit_inpaint, taught=inpaint_taught),
     "translate": Kind(TranslateSettings, fit_translate),
-    "spectral": Kind(SpectralSettings, fit_spectral),
+    "spectral": Kind(SpectralSettings, fit_spectral, taught=spectral_taught),
     "shape": Kind(ShapeSettings, fit_shape),
     "appearance": Kind(AppearanceSettings, fit_appearance),
     "unpaired": Kind(UnpairedSettings, fit_unpaired, unpaired=True),
@@ -78,6 +89,8 @@ def fit(config: str | Path | dict | FitSettings, labelled: PairSet | None, unlab
         masks: MaskSet | None = None, out: str | Path, overrides: Sequence[str] = ()) -> Generator | ShapeModel:
     """Returns a generator fitted on images of the training split, saved in `out` as a diffusers pipeline folder.
 
+    What it was fitted on is noted beside it as hashes (taught.json), and goes into every set that is made with it.
+
     Settings of kind "shape" give a shape model of the label masks. Running again resumes; a finished folder is loaded
     at once. Works under `accelerate launch`.
 
@@ -90,13 +103,20 @@ def fit(config: str | Path | dict | FitSettings, labelled: PairSet | None, unlab
     check_read({"labelled": labelled, "unlabelled": unlabelled})
     settings = load_fit_settings(config, overrides)
     kind = KINDS[settings.kind]
-    taught, other = (masks, labelled) if kind.unpaired else (labelled, masks)
-    if taught is None or other is not None:
+    given, other = (masks, labelled) if kind.unpaired else (labelled, masks)
+    if given is None or other is not None:
         what = ("masks (data.masks=)", "labelled images") if kind.unpaired else ("labelled images (data.labelled=)",
                                                                                  "masks")
         raise UserError(f"kind={settings.kind}", rule=f"it learns from {what[0]}, not from {what[1]}",
                         repair=f"give {what[0]} and no {what[1]}")
-    return kind.fit(settings, taught, unlabelled, Path(out))
+    taught = kind.taught(settings, given, unlabelled)  # before: a kill between fit and note is then hardly possible
+    made = kind.fit(settings, given, unlabelled, Path(out))
+    if PartialState().is_main_process:
+        taught.save(Path(out))
+    if isinstance(made, ShapeModel):
+        return dataclasses.replace(made, taught=taught)
+    made.taught = taught
+    return made
 
 
 def fit_folders(settings: FitSettings) -> Generator | ShapeModel:
@@ -132,4 +152,6 @@ def load_generator(folder: str | Path) -> Generator:
     name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     if name not in ENGINES:
         raise UserError(str(index), rule=f"{name!r} is none of our generators", repair=f"one of {sorted(ENGINES)}")
-    return ENGINES[name](Path(folder))
+    generator = ENGINES[name](Path(folder))
+    generator.taught = Taught.load(Path(folder))
+    return generator

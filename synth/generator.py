@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from synth.core.checks import IGNORE, UserError
 from synth.core.space import labels_to_keep
+from synth.core.taught import Taught
 
 KEEPS = {"surroundings": "foreground", "object": "surroundings", "layout": "nothing", "appearance": "nothing"}
 """What of its source a pair shows untouched, bit for bit, by what is painted (the mode). In mode "appearance" no pixel
@@ -84,6 +85,9 @@ class Generator(ABC):
 
     kind = "inpaint"
     """Of its settings (`synth fit`); the ids of what it draws begin with it."""
+
+    taught: Taught | None = None
+    """What it was fitted on; None = not known. Not a part of what it is: `content_hash` does not see it."""
 
     @property
     @abstractmethod

@@ -25,8 +25,10 @@ from synth.core.space import pixels_to_unit
 def check_leak(images: ImageSet | None, held_out: Collection[str], kind: str) -> None:
     """Returns nothing; raises if an item of `images` belongs to, or was made from, a group of `held_out`.
 
+    Or if the generator that drew them was fitted on one, as far as the set says so.
+
     Raises:
-        UserError: naming the first such item and the group.
+        UserError: naming the first such item, or the set, and the group.
     """
     held = frozenset(held_out)
     for item in images.items if images is not None else ():
@@ -35,6 +37,11 @@ def check_leak(images: ImageSet | None, held_out: Collection[str], kind: str) ->
             raise UserError(f"{kind} {item.id}", rule=f"it stems from group {leaked[0]}, which is held out for "
                             "validation or test", repair="train without it: synth export DIR out=NEW "
                             f"--without-group {leaked[0]}, or images.without_group({leaked[0]!r})")
+    taught = images.taught if images is not None else None
+    if known := sorted(group for group in held if taught is not None and taught.has_group(group)):
+        raise UserError(f"{kind} {images.where}", rule=f"it was drawn by a generator that was fitted on group "
+                        f"{known[0]}, which is held out for validation or test",
+                        repair="draw it with a generator that was fitted without that group")
 
 
 def check_kept(pairs: PairSet | None) -> None:

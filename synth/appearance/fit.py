@@ -18,6 +18,7 @@ from synth.core.files import claim_folder
 from synth.core.pairs import ImageSet, PairSet, check_joinable
 from synth.core.rng import one_thread, sample_rng
 from synth.core.space import pixels_to_unit, resize_image, to_channels
+from synth.core.taught import Taught
 from synth.pipelines import quiet, save_pipeline
 from synth.spectral import FrequencyPrior
 from synth.spectral.sums import Seen, seen_of
@@ -73,6 +74,14 @@ def fit_spectral(settings: SpectralSettings, labelled: PairSet, unlabelled: Imag
             save_pipeline(pipeline, out)
         state.wait_for_everyone()
     return load_spectral(out)
+
+
+def spectral_taught(settings: SpectralSettings, labelled: PairSet, unlabelled: ImageSet | None) -> Taught:
+    """Returns what a fit keeps something of: the images behind its prior or its lenders; other operations know none."""
+    name, whole = settings.operation.name, settings.prior.kind == "whole"
+    if name.startswith("match_"):
+        return Taught.of_sets([labelled, unlabelled if whole else None])
+    return Taught.of_sets([unlabelled or labelled] if name in ("fda", "mix") else [])
 
 
 def _seen_of_all(images: ImageSet | list) -> Seen:

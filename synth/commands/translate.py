@@ -42,7 +42,7 @@ def run_translate(folder: Path, overrides: Sequence[str], *, dry_run: bool) -> N
     images = load_images(pile, channels=generator.channels)
     if images.info.bit_depth == 16:  # their range, measured on other images, would be another one
         info = dataclasses.replace(images.info, intensity_range=generator.intensity_range)
-        images = ImageSet(images.items, info, where=images.where)
+        images = ImageSet(images.items, info, where=images.where, taught=images.taught)
     found = translate_images(generator, images, out=required(out, "out", "data/translated"), n=n, seed=seed,
                              originals=originals != "false")
     if found is not None:

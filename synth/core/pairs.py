@@ -7,12 +7,16 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from synth.core.checks import IGNORE, UserError, check_unique
 from synth.core.lost import Lost
 from synth.core.space import enlarge, resize_image, resize_mask, to_channels
+
+if TYPE_CHECKING:
+    from synth.core.taught import Taught
 
 
 @dataclass(frozen=True)
@@ -186,15 +190,21 @@ N_CACHED = 4
 
 
 class ImageSet(Sequence[Pair]):
-    """Images, read when asked for. Indexing returns a `Pair` whose mask is None."""
+    """Images, read when asked for. Indexing returns a `Pair` whose mask is None.
 
-    def __init__(self, items: Sequence[Item], info: DataInfo, *, where: str = "memory") -> None:
+    Attributes:
+        taught: what the generator that drew them was fitted on, where known: more than any of them has as a parent.
+    """
+
+    def __init__(self, items: Sequence[Item], info: DataInfo, *, where: str = "memory",
+                 taught: Taught | None = None) -> None:
         if not items:
             raise UserError(where, rule="no images found", repair="put at least one image there")
         check_unique([item.id for item in items], where)
         self.items = tuple(items)
         self.info = info
         self.where = where
+        self.taught = taught
 
     def __len__(self) -> int:
         return len(self.items)
@@ -225,7 +235,7 @@ class ImageSet(Sequence[Pair]):
 
     def select(self, indices: Sequence[int]) -> ImageSet:
         """Returns the items `indices` as a set of the same kind."""
-        return type(self)([self.items[i] for i in indices], self.info, where=self.where)
+        return type(self)([self.items[i] for i in indices], self.info, where=self.where, taught=self.taught)
 
     def without_group(self, group: str) -> ImageSet:
         """Returns the set without the items of `group` and without everything drawn from them."""
@@ -234,10 +244,7 @@ class ImageSet(Sequence[Pair]):
         return self.select(kept)
 
     def arrays(self, size: int) -> Arrays:
-        """Returns all items at `size` x `size` px: images antialiased bilinear, masks nearest neighbour.
-
-        Warns, once for a set, of objects that are too small for that.
-        """
+        """Returns all items at `size` x `size` px: bilinear, masks nearest; warns of objects too small for it."""
         images, masks, lost = [], [], Lost(self.info.classes, size)
         for pair in self:
             images.append(resize_image(to_channels(pair.image), size))

@@ -19,6 +19,7 @@ from synth.core.files import claim_folder, write_json
 from synth.core.loop import train
 from synth.core.pairs import Arrays, DataInfo, ImageSet, PairSet, check_joinable
 from synth.core.space import pixels_to_unit
+from synth.core.taught import Taught, joined
 from synth.diffusion.autoencoder import (
     autoencoder_recipe,
     build_autoencoder,
@@ -87,6 +88,13 @@ def training_crops(labelled: PairSet, unlabelled: ImageSet | None, settings: Inp
     others = cut_crops(unlabelled.native(size).without_masks(), size=size, settings=dn)
     return [_joined(crop, other, unlabelled.where, labels=dn.labels)
             for crop, other in zip(crops, others, strict=True)]
+
+
+def inpaint_taught(settings: InpaintSettings, labelled: PairSet, unlabelled: ImageSet | None) -> Taught:
+    """Returns what a fit learns from: both sets, and what a given autoencoder's own fit did, where that says so."""
+    own, given = Taught.of_sets([labelled, unlabelled]), settings.autoencoder.pretrained
+    # The folder of an autoencoder is one of its pipeline's.
+    return joined([own, Taught.load(Path(given).resolve().parent)]) if given else own
 
 
 def load_pipeline(folder: Path) -> InpaintPipeline:

@@ -110,7 +110,9 @@ class InpaintPipeline(DiffusionPipeline, Generator):
                             "told where an object shall be", repair="fit it with denoiser.labels=true")
         own = {k: v for k, v in self.config.items() if not k.startswith("_")
                and k not in (*self.components, *SamplerSettings.model_fields)}
-        return InpaintPipeline(**self.components, **own, **settings.model_dump())
+        made = InpaintPipeline(**self.components, **own, **settings.model_dump())
+        made.taught = self.taught
+        return made
 
     @property
     def precision(self) -> str:

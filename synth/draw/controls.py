@@ -9,6 +9,7 @@ import torch
 
 from synth.core.config import load_config
 from synth.core.pairs import ImageSet, PairSet
+from synth.core.taught import joined
 from synth.diffusion.inpaint import blend_alpha
 from synth.draw.flow import Before, check_fit, check_request, check_size, claim_draw, is_native, run_draw, window_of
 from synth.draw.free import SHOWN, check_layout, label_painter, shapes_of
@@ -35,7 +36,8 @@ def draw_layouts(  # noqa: PLR0913 - as `draw`
     shapes = shapes_of(shape, settings.layout, arrays, size=size)
     folder = claim_draw(out, "layouts", settings, {"labelled": arrays.fingerprint(), "n": n, "seed": seed,
                                                "shape": shapes.identity if shapes else "none"})
-    origin = Origin(arrays, "none", json.dumps(SHOWN, sort_keys=True), "layout")
+    origin = Origin(arrays, "none", json.dumps(SHOWN, sort_keys=True), "layout",
+                    taught=joined(one.taught for one in (shape, labelled) if one))
     return run_draw(folder, label_painter(arrays), origin=origin, gates=None, settings=settings, n=n, seed=seed,
                 before=Before(shapes=shapes, shown_px=0.0))
 
@@ -58,7 +60,8 @@ def draw_roundtrip(  # noqa: PLR0913 - as `draw`
     name, sampler = generator.content_hash(), {"sampler": "roundtrip"}
     folder = claim_draw(out, "roundtrip", settings, {
         "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed})
-    origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True), "roundtrip")
+    origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True), "roundtrip",
+                    taught=joined([generator.taught, labelled.taught]))
     return run_draw(folder, roundtrip_painter(generator), origin=origin, gates=None, settings=settings, n=n, seed=seed,
                 before=Before(window_of(generator, settings)))
 
@@ -90,5 +93,6 @@ def draw_copypaste(  # noqa: PLR0913 - as `draw`
                                        max_share=settings.clear.max_share)
     painter = paste_painter(arrays, clear or None, seed=seed,
                             blend=lambda keep: blend_alpha(keep, width_px=paste.width_px))
-    origin = Origin(arrays, "copypaste", json.dumps(sampler, sort_keys=True), "paste")
+    origin = Origin(arrays, "copypaste", json.dumps(sampler, sort_keys=True), "paste",
+                    taught=joined(one.taught for one in (labelled, unlabelled) if one))
     return run_draw(folder, painter, origin=origin, gates=None, settings=settings, n=n, seed=seed)

@@ -216,6 +216,8 @@ def _write_facts(folder: Path, pairs: PairSet, judged: Sequence[_Judged], *, n_k
         "class_losses": curation.losses.means if curation and curation.losses else None,
         "class_losses_of": curation.losses.of if curation and curation.losses else None,
         "min_agreement": curation.min_agreement if curation else None})
+    if pairs.taught is not None:
+        pairs.taught.save(folder)
     made = pairs.items[0].made
     write_dataset_files(folder, pairs.info, dataset_card(
         n_kept=n_kept, n_rejected=n_left, n_asked=settings.budget or len(pairs), classes=pairs.info.classes,

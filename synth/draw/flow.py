@@ -138,6 +138,8 @@ def _finish(out: Path, plan: Plan, origin: Origin) -> PairSet:
     n_kept, n_rejected = (sum(e[k] for e in entries) for k in ("n_kept", "n_rejected"))
     with FileLock(out / ".finish.lock"):
         sweep(out)  # all shards are whole: nobody is writing any more
+        if origin.taught is not None:
+            origin.taught.save(out)
         write_dataset_files(out, origin.labelled.info, dataset_card(
             n_kept=n_kept, n_rejected=n_rejected, n_asked=plan.n, classes=origin.labelled.info.classes,
             generator=origin.generator, settings=origin.settings, groups=origin.labelled.groups + origin.host_groups,

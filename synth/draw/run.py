@@ -10,6 +10,7 @@ from pathlib import Path
 from synth.core.checks import UserError
 from synth.core.config import load_config
 from synth.core.pairs import ImageSet, PairSet
+from synth.core.taught import joined
 from synth.draw.curation import CurateSettings, Curation, check_models
 from synth.draw.flow import Before, check_fit, check_request, check_size, claim_draw, is_native, run_draw, window_of
 from synth.draw.free import check_layout, shapes_of
@@ -108,7 +109,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
         sampler = {**sampler, CURATED: curation.identity}
     prefix = "insert" if clear else generator.kind if generator else "source"
     origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True), prefix, clear.images.groups if clear else (),
-                    curation)
+                    curation, joined(one.taught for one in (generator, appearance, shape, labelled, hosts) if one))
     folder = claim_draw(out, "draw", settings, {
         "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed,
         "gates": gates.identity if gates else "none", **({"supply": supply.identity} if supply else {}),

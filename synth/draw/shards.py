@@ -16,6 +16,7 @@ from synth.core.checks import IGNORE, UserError
 from synth.core.files import sha256, write_json
 from synth.core.pairs import Arrays, Pair, Provenance
 from synth.core.space import from_channels, labels_to_keep, pixels_to_unit
+from synth.core.taught import Taught
 from synth.draw.curation import Curation, curate_batch
 from synth.draw.painters import Painted, Painter
 from synth.draw.sources import Sources
@@ -63,6 +64,7 @@ class Origin:
         settings: JSON text of the sampler's; they also say which pixels are kept. prefix: begins the ids.
         host_groups: groups of the images that foreground was put in.
         curation: the rules that every drawn pair goes through after the gates, or None.
+        taught: what the models that draw were fitted on, as far as known; for the whole set.
     """
 
     labelled: Arrays
@@ -71,6 +73,7 @@ class Origin:
     prefix: str
     host_groups: tuple[str, ...] = ()
     curation: Curation | None = None
+    taught: Taught | None = None
 
 
 def kept_hash(image: np.ndarray, mask: np.ndarray, settings: str = "{}") -> str:

@@ -14,6 +14,7 @@ from synth.core.files import claim_folder, hash_json, sweep
 from synth.core.pairs import ImageSet, Item, Pair, Provenance
 from synth.core.rng import derive_seed, one_thread
 from synth.core.space import from_channels, pixels_to_unit, resize_image, to_channels, unit_to_pixels
+from synth.core.taught import joined
 from synth.draw.shards import ledger_path, shard_is_whole, write_missing
 from synth.formats import load_images
 from synth.formats.folder import SPACING
@@ -73,6 +74,8 @@ def translate_images(generator: Generator, images: ImageSet, *, out: str | Path,
     with FileLock(folder / ".finish.lock"):
         sweep(folder)  # all shards are whole: nobody is writing any more
         entries = [json.loads(ledger_path(folder, i).read_text(encoding="utf-8")) for i in range(len(shards))]
+        if (taught := joined([generator.taught, images.taught])) is not None:
+            taught.save(folder)
         finish_imagefolder(folder, images.info, [row for entry in entries for row in entry["rows"]])
     return load_images(out, like=images.info)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from synth.core.checks import UserError, check_unique
 from synth.core.pairs import DataInfo, ImageSet, PairSet
+from synth.core.taught import Taught
 from synth.formats.decode import encode_png, parse_mask_map
 from synth.formats.folder import folder_sources, image_files
 from synth.formats.imagefolder import METADATA, check_finished, imagefolder_sources, write_folder, write_imagefolder
@@ -38,7 +39,7 @@ def load_pairs(path: str | Path, *, mask_map: str | Mapping[int, int] | None = N
     """
     options = Options(labelled=True, channels=_checked_channels(channels), mask_map=parse_mask_map(mask_map), like=like)
     found, info = _load(Path(path), options, split)
-    return PairSet([source.item for source in found], info, where=str(path))
+    return PairSet([source.item for source in found], info, where=str(path), taught=Taught.load(Path(path)))
 
 
 def load_images(path: str | Path, *, channels: int | None = None, split: str | None = None,
@@ -55,7 +56,7 @@ def load_images(path: str | Path, *, channels: int | None = None, split: str | N
     """
     options = Options(labelled=False, channels=_checked_channels(channels), like=like)
     found, info = _load(Path(path), options, split)
-    return ImageSet([source.item for source in found], info, where=str(path))
+    return ImageSet([source.item for source in found], info, where=str(path), taught=Taught.load(Path(path)))
 
 
 def _load(root: Path, options: Options, split: str | None) -> tuple[list[Source], DataInfo]:

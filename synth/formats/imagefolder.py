@@ -122,6 +122,8 @@ def _write_whole(pairs: ImageSet, out: Path, finish: Callable[[Path, list[Pair]]
         (temporary / "images").mkdir(parents=True)
         finish(temporary, [_write_pair(pair, temporary) for pair in pairs])
         write_info(temporary, pairs.info)
+        if pairs.taught is not None:
+            pairs.taught.save(temporary)
         os.replace(temporary, out)
     except OSError as error:
         if is_full(error):

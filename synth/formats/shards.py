@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from synth.core.checks import UserError
 from synth.core.files import replace_file, sha256, write_text
 from synth.core.pairs import DataInfo, Item, Pair, PairSet
+from synth.core.taught import Taught
 from synth.formats.decode import decode_image, decode_mask, encode_png
 from synth.formats.info import read_declared, write_info
 from synth.formats.rows import META, from_meta, to_meta, weight_of
@@ -59,7 +60,7 @@ def read_shards(folder: Path, split: str = "train") -> PairSet:
     known = (declared.classes, declared.channels, declared.bit_depth, declared.intensity_range)
     info = survey(sources, declared, options, where=str(folder)) if None in known else DataInfo(
         *known, modality=declared.modality, name=declared.name or "unnamed")
-    return PairSet([source.item for source in sources], info, where=str(folder))
+    return PairSet([source.item for source in sources], info, where=str(folder), taught=Taught.load(folder))
 
 
 def shard_sources(folder: Path, options: Options, *, split: str) -> list[Source]:

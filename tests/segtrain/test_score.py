@@ -17,9 +17,9 @@ import segtrain
 from segtrain import cli
 from segtrain.segmenter import Segmenter, predict_pair
 from segtrain.statistics import mean_interval
-from segtrain.taught import Taught
 from synth.core.checks import UserError
 from synth.core.pairs import ImageSet, PairSet, Provenance
+from synth.core.taught import Taught
 from synth.formats import encode_png, write_folder
 
 SETTINGS = {"size": 32, "batch_size": 4, "model": {"name": "tiny", "channels": [8, 16], "weights": ""},

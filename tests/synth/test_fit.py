@@ -59,7 +59,7 @@ def test_a_fit_leaves_a_pipeline_folder_with_its_settings_and_logs(fitted: tuple
     pipeline, out = fitted
     assert {p.name for p in out.iterdir()} == {
         "run.json", "config.yaml", "health.json", "model_index.json", "vae", "unet", "scheduler", "autoencoder",
-        "denoiser"}
+        "denoiser", "taught.json"}
     assert {p.suffix for d in ("vae", "unet") for p in (out / d).iterdir()} == {".json", ".safetensors"}
     assert (pipeline.size, pipeline.channels, pipeline.intensity_range) == (32, 1, (0.0, 255.0))
     assert pipeline.sampler_settings()["n_steps"] == 3 and pipeline.factor == 4

@@ -84,6 +84,7 @@ class AppearancePipeline(DiffusionPipeline, Generator):
                                   style=sampler.style or "", unit_low=low, unit_high=high,
                                   bit_depth=self.config.bit_depth)
         made.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        made.taught = self.taught
         return made
 
     def sampler_settings(self) -> dict[str, float | int | str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from synth.core.checks import IGNORE, UserError
 from synth.core.files import hash_json, replace_file, sha256, write_json
 from synth.core.space import labels_to_onehot, top_class
+from synth.core.taught import Taught
 from synth.layouts.shape.net import ShapeNet, divergence, reconstruction
 
 WEIGHTS, FACTS = "shape.safetensors", "shape.json"
@@ -27,12 +28,14 @@ class ShapeModel:
         classes: names, background first.
         calibration: energies of real maps held aside, mildly transformed, in ascending order.
         held_aside: how many maps those were; 0 = there were too few groups, and they are training maps.
+        taught: what it was fitted on; None = not known.
     """
 
     net: ShapeNet
     classes: tuple[str, ...]
     calibration: tuple[float, ...]
     held_aside: int
+    taught: Taught | None = field(default=None, compare=False)
 
     @property
     def size(self) -> int:
@@ -109,4 +112,5 @@ class ShapeModel:
                             repair="fit one on these labels at this size")
         net = ShapeNet(len(classes), size=facts["size"], widths=tuple(facts["widths"]), latents=facts["latents"])
         net.load_state_dict(load_file(weights_file))
-        return cls(net.eval().requires_grad_(False), classes, tuple(facts["calibration"]), facts["held_aside"])
+        return cls(net.eval().requires_grad_(False), classes, tuple(facts["calibration"]), facts["held_aside"],
+                   Taught.load(Path(folder)))
