@@ -66,7 +66,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[AppearancePipeline
 def test_a_fit_leaves_a_pipeline_with_logs_health_and_a_grid(fitted: tuple[AppearancePipeline, Path]) -> None:
     pipeline, out = fitted
     assert {p.name for p in out.iterdir()} == {"run.json", "config.yaml", "health.json", "styles.png", "appearance_run",
-                                               "model_index.json", "translator"}
+                                               "model_index.json", "translator", "taught.json"}
     lines = [json.loads(line) for line in (out / "appearance_run" / "stats.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [2, 4, 6] and lines[-1]["images_seen"] == 24
     health = json.loads((out / "health.json").read_text())

@@ -42,7 +42,7 @@ def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_a_fit_leaves_a_pipeline_with_logs_and_its_health(fitted: tuple[TranslatePipeline, Path]) -> None:
     pipeline, out = fitted
     assert {p.name for p in out.iterdir()} == {
-        "run.json", "config.yaml", "health.json", "model_index.json", "translator", "translator_run"}
+        "run.json", "config.yaml", "health.json", "model_index.json", "translator", "translator_run", "taught.json"}
     assert {p.suffix for p in (out / "translator").iterdir()} == {".json", ".safetensors"}
     lines = [json.loads(line) for line in (out / "translator_run" / "stats.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [2, 4, 6] and lines[-1]["images_seen"] == 24

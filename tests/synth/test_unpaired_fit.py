@@ -63,7 +63,7 @@ class TestUnpaired(GeneratorContract):
 
 def test_a_fit_leaves_what_draws_and_what_labels(run: Path) -> None:
     assert {p.name for p in run.iterdir()} == {"run.json", "config.yaml", "health.json", "model_index.json",
-                                               "translator", "labels", "unpaired_run"}
+                                               "translator", "labels", "unpaired_run", "taught.json"}
     assert {p.name for p in (run / "labels").iterdir()} == {"model_index.json", "labeller", "judge"}
     assert not [p for p in (run / "labels").rglob("*") if p.suffix in (".bin", ".pt")], "only safetensors"
     lines = [json.loads(line) for line in (run / "unpaired_run" / "stats.jsonl").read_text().splitlines()]
