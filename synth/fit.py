@@ -109,7 +109,9 @@ def fit(config: str | Path | dict | FitSettings, labelled: PairSet | None, unlab
                                                                                  "masks")
         raise UserError(f"kind={settings.kind}", rule=f"it learns from {what[0]}, not from {what[1]}",
                         repair=f"give {what[0]} and no {what[1]}")
-    taught = kind.taught(settings, given, unlabelled)  # before: a kill between fit and note is then hardly possible
+    # Before the fit: a kill between fit and note is then hardly possible. A note that is there is of the same images,
+    # or the fit refuses the folder.
+    taught = Taught.load(Path(out)) or kind.taught(settings, given, unlabelled)
     made = kind.fit(settings, given, unlabelled, Path(out))
     if PartialState().is_main_process:
         taught.save(Path(out))

@@ -13,6 +13,7 @@ from segtrain.compare.beside import TRUST, Beside, observers_beside, stored_besi
 from segtrain.compare.data import Parts, choose, fingerprint, hide, join, shrink, with_range
 from segtrain.compare.settings import CompareSettings
 from segtrain.compare.splits import LabelDraw, Member, check_disjoint, draw_labels, split_test
+from segtrain.streams import check_alike
 from synth.core.checks import IGNORE, UserError
 from synth.core.files import hash_json, sha256
 from synth.core.pairs import ImageSet, Pair, PairSet
@@ -36,7 +37,7 @@ def prepare(settings: CompareSettings, labelled: PairSet | None = None, unlabell
     pile = shrink(hide(unlabelled), settings.size) if unlabelled is not None else None
     held_out = shrink(test, settings.size, lost) if test is not None else None
     for other in filter(None, (pile, held_out)):
-        _check_alike(other, pairs)
+        check_alike(other.info, pairs.info, other.where, classes=isinstance(other, PairSet))
     source = hash_json([fingerprint(s) for s in (pairs, pile, held_out)])
     notes = list(dict.fromkeys([*_notes(named), *_notes(settings.data.test), *lost]))
     splits_itself = held_out is None
@@ -80,18 +81,6 @@ def _observers(settings: CompareSettings, draws: Sequence[LabelDraw], labelled: 
         return None
     shown = choose(labelled, {name for draw in draws for name in draw.labelled})
     return observers_beside(settings.data.observers, shown, settings.size)
-
-
-def _check_alike(other: ImageSet, pairs: ImageSet) -> None:
-    a, b = other.info, pairs.info
-    for name, ours, theirs in (("channels", a.channels, b.channels), ("bit depth", a.bit_depth, b.bit_depth),
-                               ("intensity range", tuple(a.intensity_range), tuple(b.intensity_range))):
-        if ours != theirs:
-            raise UserError(other.where, rule=f"its {name} is {ours}, that of {pairs.where} is {theirs}",
-                            repair="load it with like=labelled.info, and with the same channels")
-    if isinstance(other, PairSet) and a.classes != b.classes:
-        raise UserError(other.where, rule=f"its classes are {list(a.classes)}, those of {pairs.where} "
-                        f"{list(b.classes)}", repair="list all classes in dataset.json of both")
 
 
 def _load(settings: CompareSettings, labelled: PairSet | None, unlabelled: ImageSet | None,

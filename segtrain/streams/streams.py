@@ -56,24 +56,28 @@ def check_kept(pairs: PairSet | None) -> None:
                             repair="train on the split of kept pairs")
 
 
-def check_alike(other: DataInfo, info: DataInfo, kind: str) -> None:
+def check_alike(other: DataInfo, info: DataInfo, what: str, *, classes: bool) -> None:
     """Returns nothing; raises if the images of `other` mean something else to a network for `info`.
+
+    Args:
+        what: to call them. classes: whether their masks are looked at too.
 
     Raises:
         UserError: naming both values.
     """
+    if other.channels != info.channels:
+        raise UserError(what, rule=f"they have {other.channels} channels, the labelled {info.channels}",
+                        repair=f"read them with channels={info.channels} (data.channels on the command line)")
     # A network reads shares of the range: the same tissue would be dark in one set and bright in the other.
     for name, theirs, ours in (("bit depth", other.bit_depth, info.bit_depth),
                                ("intensity range", tuple(other.intensity_range), tuple(info.intensity_range))):
         if theirs != ours:
-            raise UserError(f"{kind} images", rule=f"their {name} is {theirs}, the labelled ones' {ours}",
+            raise UserError(what, rule=f"their {name} is {theirs}, the labelled ones' {ours}",
                             repair="load them with like=labelled.info, or convert one set")
-    if other.channels != info.channels:
-        raise UserError(f"{kind} images", rule=f"they have {other.channels} channels, the labelled {info.channels}",
-                        repair=f"read them with channels={info.channels} (data.channels on the command line)")
-    if kind == "synthetic" and other.classes != info.classes:
-        raise UserError("synthetic pairs", rule=f"their classes are {list(other.classes)}, the labelled ones' "
-                        f"{list(info.classes)}", repair="draw them from the same labelled set")
+    if classes and other.classes != info.classes:
+        raise UserError(what, rule=f"their classes are {list(other.classes)}, the labelled ones' "
+                        f"{list(info.classes)}", repair="list all classes in dataset.json of both, or draw pairs from "
+                        "the same labelled set")
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,9 @@ class Streams:
         whole = read_arrays(labelled, settings)
         train, apart = hold_out(whole.groups, extras.held_out_share, settings.loop.seed)
         arrays = whole.select(train) if apart else whole
-        for other, kind in ((synthetic, "synthetic"), (unlabelled, "unlabelled")):
+        for other, what in ((synthetic, "synthetic pairs"), (unlabelled, "unlabelled images")):
             if other is not None:
-                check_alike(other.info, labelled.info, kind)
+                check_alike(other.info, labelled.info, what, classes=other is synthetic)
         made = None if synthetic is None else read_arrays(synthetic, settings)
         for part in (arrays, made):
             if part is not None and part.masks is None:

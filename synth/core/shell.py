@@ -89,7 +89,7 @@ def run(app: Callable[[], None]) -> None:
         app()
     except SystemExit as stop:
         if stop.code == INTERRUPTED and is_main():
-            sys.stderr.write("stopped; the same command with the same out= goes on where it stopped\n")
+            sys.stderr.write("stopped; a command with out= goes on where it stopped when it is run again\n")
         raise
     except (UserError, FloatingPointError) as error:
         _complain(str(error))

@@ -113,15 +113,15 @@ def test_sets_that_do_not_go_together_are_refused() -> None:
         Streams.read(SETTINGS, flat_pairs(4), unlabelled=flat_pairs(4, channels=3))
     info = flat_pairs(1).info
     with pytest.raises(UserError, match="classes"):
-        check_alike(dataclasses.replace(info, classes=("background", "a", "b")), info, "synthetic")
+        check_alike(dataclasses.replace(info, classes=("background", "a", "b")), info, "synthetic pairs", classes=True)
     two = dataclasses.replace(info, classes=("background", "a", "b"))
     with pytest.raises(UserError, match="classes"):
-        check_alike(dataclasses.replace(two, classes=("background", "b", "a")), two, "synthetic")
+        check_alike(dataclasses.replace(two, classes=("background", "b", "a")), two, "synthetic pairs", classes=True)
     deep = dataclasses.replace(info, bit_depth=16, intensity_range=(0.0, 4095.0))
     with pytest.raises(UserError, match="bit depth is 8, the labelled ones' 16"):
-        check_alike(info, deep, "unlabelled")
+        check_alike(info, deep, "unlabelled images", classes=False)
     with pytest.raises(UserError, match="intensity range .*2000.*like=labelled.info"):
-        check_alike(dataclasses.replace(deep, intensity_range=(0.0, 2000.0)), deep, "unlabelled")
+        check_alike(dataclasses.replace(deep, intensity_range=(0.0, 2000.0)), deep, "unlabelled images", classes=False)
 
 
 def test_no_foreground_anywhere_is_refused() -> None:

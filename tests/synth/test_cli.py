@@ -283,7 +283,8 @@ def test_an_interrupted_command_says_that_it_goes_on(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as stop:
         run(lambda: app([]))
     assert stop.value.code == 130
-    assert capsys.readouterr().err.strip() == "stopped; the same command with the same out= goes on where it stopped"
+    said = capsys.readouterr().err.strip()
+    assert said == "stopped; a command with out= goes on where it stopped when it is run again"
 
 
 @pytest.mark.parametrize("name", ["labelled", "unlabelled"])
