@@ -11,7 +11,7 @@ from segtrain.transforms.spectral import SpectrumSettings
 from synth.core.config import Settings
 from synth.core.loop import LoopSettings
 
-Norm = Literal["instance", "group"]
+Norm = Literal["response", "instance", "group"]
 """See `ModelSettings.norm`."""
 
 

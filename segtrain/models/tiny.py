@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,9 @@ from torch import nn
 from segtrain.models.segnet import Features, SegNet, Widths
 from segtrain.settings import Norm
 from synth.core.pretrained import LITE0_WIDTHS, lite0_stages, unit_to_lite0
+
+EPSILON = 1e-5
+"""Beneath the root of every norm here, as torch's own have it."""
 
 
 class InstanceNorm(nn.Module):
@@ -32,17 +36,42 @@ class InstanceNorm(nn.Module):
         return torch.cat(alone) if len(alone) != 1 else alone[0]
 
 
+class ResponseNorm(nn.Module):
+    """Each channel of each image over its root mean square, then a learnt scale and shift; the same in evaluation.
+
+    Filter response normalisation (Singh & Krishnan 2020) without its learnt threshold. Unlike instance norm it leaves
+    the mean in: a faint channel of large mean is not blown up to what a strong one is.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns `x` (B, C, h, w) normalised, in the memory format that it has."""
+        # In 32 bits and divided before it is squared again: squares of halves overflow. torch's norm reads x once.
+        norm = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        mean_square = (norm / math.sqrt(x.shape[2] * x.shape[3])).square()
+        scale = self.weight[:, None, None] * (mean_square + EPSILON).rsqrt()
+        return torch.addcmul(self.bias[:, None, None], x, scale)
+
+
+ALONE = (ResponseNorm, InstanceNorm)
+"""Norms over one channel of one image, of which a single pixel would keep its sign at most."""
+_NORMS: dict[Norm, Callable[[int], nn.Module]] = {
+    "response": ResponseNorm, "instance": InstanceNorm,
+    "group": lambda width: nn.GroupNorm(max(g for g in (1, 2, 4, 8) if width % g == 0), width)}
+
+
 def block(n_in: int, n_out: int, norm: Norm = "group") -> nn.Sequential:
     """Returns two 3x3 convolutions from `n_in` to `n_out` channels, each normalised image by image.
 
-    Channel by channel ("instance", as nnU-Net's) or in up to eight groups of them. Either is the same in training and
-    evaluation, for any mix of labelled and unlabelled images, on any rank.
+    Channel by channel ("response"; "instance", as nnU-Net's) or in up to eight groups of them. Each is the same in
+    training and evaluation, for any mix of labelled and unlabelled images, on any rank.
     """
-    groups = max(g for g in (1, 2, 4, 8) if n_out % g == 0)
     layers: list[nn.Module] = []
     for n in (n_in, n_out):
-        layers += [nn.Conv2d(n, n_out, 3, padding=1, bias=False),
-                   InstanceNorm(n_out) if norm == "instance" else nn.GroupNorm(groups, n_out), nn.ReLU(inplace=True)]
+        layers += [nn.Conv2d(n, n_out, 3, padding=1, bias=False), _NORMS[norm](n_out), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 

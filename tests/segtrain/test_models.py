@@ -12,7 +12,7 @@ from scenes import latent_settings
 import synth.core.pretrained
 from segtrain.models import MODELS, Ensemble, Part, SegNet, build_model, check_size, partner_of
 from segtrain.models.queries import combine, focus
-from segtrain.models.tiny import InstanceNorm
+from segtrain.models.tiny import InstanceNorm, ResponseNorm
 from segtrain.models.weights import identify, save_encoder
 from segtrain.segmenter import Segmenter, SegmenterConfig
 from segtrain.settings import ModelSettings
@@ -123,14 +123,36 @@ def test_instance_norm_is_torchs_with_its_gradients_and_stays_channels_last() ->
     assert torch.equal(own(x)[1:2], own(x[1:2])), "batch == alone"
 
 
+def test_response_norm_divides_each_channel_by_its_root_mean_square_and_stays_channels_last() -> None:
+    norm = ResponseNorm(6)
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(1, 7)), norm.bias.copy_(torch.arange(6) / 10)
+    x = (images(3, 6, 16) + 2).contiguous(memory_format=torch.channels_last)
+    expected = x / (x**2).mean(dim=(2, 3), keepdim=True).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+    y = norm(x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    assert y.is_contiguous(memory_format=torch.channels_last) and torch.equal(y[1:2], norm(x[1:2])), "batch == alone"
+    torch.testing.assert_close(norm(x * 1000), y, rtol=1e-4, atol=1e-4)
+    assert norm(torch.full((1, 6, 64, 64), 1000.0, dtype=torch.half)).isfinite().all(), "squares of halves overflow"
+
+
+def test_response_norm_has_the_gradient_of_its_formula_also_where_a_channel_is_empty() -> None:
+    norm, x = ResponseNorm(2).double(), images(2, 2, 4).double().requires_grad_()
+    assert torch.autograd.gradcheck(norm, (x,))
+    empty = torch.zeros(1, 2, 4, 4, requires_grad=True)
+    (slope,) = torch.autograd.grad(ResponseNorm(2)(empty).sum(), empty)
+    assert slope.isfinite().all()
+
+
 @pytest.mark.parametrize("settings", [TINY, PLAIN, LITE, UNETPP, QUERIES], ids=lambda s: s.name)
 def test_the_small_networks_have_the_norm_that_is_asked_for(settings: ModelSettings) -> None:
-    kinds = {}
-    for norm in ("instance", "group"):
+    norms, counts = {"response": ResponseNorm, "instance": InstanceNorm, "group": torch.nn.GroupNorm}, set()
+    for norm in norms:
         net = build_model(settings.name, 1, 2, settings.model_copy(update={"norm": norm}))
-        kinds[norm] = [type(module) for module in net.modules()]
-    assert kinds["instance"].count(InstanceNorm) == kinds["group"].count(torch.nn.GroupNorm) > 0
-    assert torch.nn.GroupNorm not in kinds["instance"] and InstanceNorm not in kinds["group"]
+        kinds = [type(module) for module in net.modules()]
+        counts.add(kinds.count(norms[norm]))
+        assert not any(kinds.count(kind) for name, kind in norms.items() if name != norm)
+    assert len(counts) == 1 and 0 not in counts
 
 
 @pytest.mark.parametrize("settings", [PROB_TINY, PROB_LITE], ids=lambda s: s.name)
