@@ -88,12 +88,13 @@ SHIFTS = {
     "drive-chase_db1": Shift(Side("drive"), Side("chase_db1"), size=128),
     "nuclei_microscope-dimmer": Shift(dataclasses.replace(FLUORESCENCE, shape=(256, 256)),
                                       dataclasses.replace(FLUORESCENCE, shape=(360, 360))),
+    "nuclei_microscope-itself": Shift(dataclasses.replace(FLUORESCENCE, shape=(256, 256)), None),
     "nuclei_fluorescence-stained": Shift(FLUORESCENCE, Side("dsb2018_nuclei", "stained_colour")),
     "nuclei_fluorescence-brightfield": Shift(FLUORESCENCE, Side("dsb2018_nuclei", "brightfield_grey")),
     "isic_benign-melanoma": Shift(Side("isic_skin", "benign"), Side("isic_skin", "melanoma")),
     "kvasir_seg-kvasir_seg": Shift(Side("kvasir_seg"), None),
 }
-"""The last two are controls: the same kind of images on both sides."""
+"""`microscope-itself` and the last two are controls: the same kind of images on both sides."""
 
 
 @dataclass(frozen=True)
