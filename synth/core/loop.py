@@ -177,7 +177,10 @@ class _Run:
         # At every step, so that no checkpoint holds the weights that a loss of nan leaves behind.
         for key, value in ((k, float(v)) for k, v in scalars.items()):
             if not math.isfinite(value):
-                raise FloatingPointError(f"{label}: {key} is {value} at step {self.step + 1}; lower the learning rate")
+                rates = {g["initial_lr"] for o in self.recipe.optimizers.values() for g in o.param_groups}
+                halves = "" if self.recipe.scaler is None else ", or write loop.mixed_precision=no"
+                raise FloatingPointError(f"{label}: {key} is {value} at step {self.step + 1}; lower the learning rate "
+                                         f"lr={max(rates):g}{halves}")
             self.meter[key] = self.meter.get(key, 0.0) + value
 
     def log(self, accelerator: Accelerator, every: int) -> None:
