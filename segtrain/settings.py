@@ -140,7 +140,8 @@ class ModelSettings(Settings):
             "segformer", two to four for "lite" and "prob_lite", one or more (the mapping's) for "gms", five (the
             decoder's) for "unet", one (the decoder's) for "deeplabv3plus".
         norm: of the convolutions of "tiny", "plain", "lite", "unetpp" and "queries", over each image: "instance" =
-            channel by channel, as nnU-Net's, "group" = eight groups of channels, as "prob_tiny" and "prob_lite" have.
+            channel by channel, as nnU-Net's, "response" = the same over the root mean square, means left in (Singh &
+            Krishnan 2020), "group" = eight groups of channels, as "prob_tiny" and "prob_lite" have.
         deep_supervision: whether labels also teach the decoder's further levels, weights halving with each.
         depth: of "unetpp" with deep supervision, the nested decoder that predicts; 0 = the deepest. It trains all.
         n_queries: of "queries".
