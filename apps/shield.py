@@ -6,9 +6,12 @@ is told to ask nobody but us.
 
 from __future__ import annotations
 
-from starlette.datastructures import MutableHeaders
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Gradio's frontend builds functions and styles at run time, hence the two "unsafe"; all of it comes from 'self'.
@@ -16,6 +19,26 @@ POLICY = ("default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect
           "frame-ancestors 'none'; base-uri 'self'; object-src 'none'")
 HEADERS = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer",
            "cache-control": "no-store"}
+
+
+class SameOrigin:
+    """An ASGI application that answers nothing but reading to a request that another site's page made.
+
+    A form needs no permission to post a file here: browsers send it, and withhold the answer alone.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            headers = Headers(scope=scope)
+            origin, strange = headers.get("origin"), headers.get("sec-fetch-site") in ("cross-site", "same-site")
+            if strange or origin is not None and urlsplit(origin).netloc != headers.get("host"):
+                await PlainTextResponse("requests of other sites are refused", status_code=403)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 class SafeHeaders:
@@ -35,5 +58,7 @@ class SafeHeaders:
 
 
 def middleware() -> list[Middleware]:
-    """Returns what every request passes: only our own host names are answered (against DNS rebinding), then headers."""
-    return [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]), Middleware(SafeHeaders)]
+    """Returns what every request passes: only our own host names are answered (against DNS rebinding), and posts of our
+    own page alone; then headers."""
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]), Middleware(SafeHeaders),
+            Middleware(SameOrigin)]

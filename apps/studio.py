@@ -111,6 +111,10 @@ def open_studio(folders: Folders) -> Studio:
         UserError: if a folder does not hold what it should, or the parts do not fit together.
     """
     generator = load_generator(folders.generator)
+    if generator.scale == "native":
+        raise UserError(str(folders.generator), rule="scale=native: the page shrinks whole images, which this "
+                        "generator never saw", repair="draw with it by `synth draw` and look with `synth show`, or "
+                        "give one of scale=fit")
     pairs = load_pairs(folders.data, mask_map=folders.mask_map, channels=generator.channels)
     _check_range(generator, pairs.info, str(folders.data))
     training = None

@@ -17,6 +17,7 @@ from synth.core.checks import IGNORE, UserError
 from synth.core.pairs import ImageSet, PairSet, memory_set
 from synth.core.rng import sample_rng
 from synth.core.space import pixels_to_unit, to_channels, top_class
+from synth.core.taught import joined
 from synth.formats import write_folder
 
 
@@ -89,7 +90,8 @@ def generalised_energy(drawn: torch.Tensor, raters: torch.Tensor, *, n_classes: 
 def write_plausible(segmenter: Segmenter, images: ImageSet, *, out: str | Path, n: int = 8, seed: int = 0) -> PairSet:
     """Returns pairs of each image with n of its plausible masks, written to the folder `out`: a source of layouts.
 
-    Ids are ID-0, ID-1, ...; each keeps its image's group, so nothing drawn from one of them gets past a split.
+    Ids are ID-0, ID-1, ...; each keeps its image's group, so nothing drawn from one of them gets past a split. The
+    set carries what the segmenter was taught.
 
     Raises:
         UserError: as `sample_masks`, if n is below 1, or if `out` holds something.
@@ -105,6 +107,7 @@ def write_plausible(segmenter: Segmenter, images: ImageSet, *, out: str | Path, 
             masks.append(labels)
             ids.append(f"{pair.id}-{k}")
             groups.append(pair.group)
-    pairs = memory_set(pixels, masks, segmenter.info, ids=ids, groups=groups)
+    drawn = memory_set(pixels, masks, segmenter.info, ids=ids, groups=groups)
+    pairs = PairSet(drawn.items, drawn.info, where=drawn.where, taught=joined([segmenter.taught, images.taught]))
     write_folder(pairs, Path(out))
     return pairs

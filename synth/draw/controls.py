@@ -63,7 +63,7 @@ def draw_roundtrip(  # noqa: PLR0913 - as `draw`
     origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True), "roundtrip",
                     taught=joined([generator.taught, labelled.taught]))
     return run_draw(folder, roundtrip_painter(generator), origin=origin, gates=None, settings=settings, n=n, seed=seed,
-                before=Before(window_of(generator, settings)))
+                before=Before(window_of(generator, settings), painted=False))
 
 
 def draw_copypaste(  # noqa: PLR0913 - as `draw`

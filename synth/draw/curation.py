@@ -107,7 +107,7 @@ def class_losses(parts: Sequence[tuple[Predict, PairSet]], *, size: int, of: Lit
     total, n = torch.zeros(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
     for predict, pairs in parts:
         images, labels = real_pairs(pairs, size)
-        loss = pixel_loss(predict_batched(predict, images), labels).double()
+        loss = pixel_loss(predict_batched(predict, images, n_classes=k), labels).double()
         for c in range(k):
             total[c] += loss[labels == c].sum()
             n[c] += (labels == c).sum()
@@ -187,14 +187,14 @@ def default_curation(judge: Predict | None, referee: Predict | None, labelled: P
     real = labelled if held_out is None else held_out
     losses, least, answers = None, 0.0, []
     if settings.ignore is not None:
-        answers.append(predict_batched(judge, real_pairs(real, size)[0]))
+        answers.append(predict_batched(judge, real_pairs(real, size)[0], n_classes=real.info.n_classes))
         losses = class_losses([(judge, real)], size=size, of="trained" if held_out is None else "held out")
         if held_out is None:
             log.warning("curate.ignore: mean losses are those of the labelled pairs, which the judge may know by "
                         "heart: more pixels become ignore than should. Repair: give held-out pairs (data.held_out=)")
     if settings.min_agreement:
         images, labels = real_pairs(real, size)
-        answers.append(predict_batched(referee, images))
+        answers.append(predict_batched(referee, images, n_classes=real.info.n_classes))
         scores = faithfulness(answers[-1], labels)[labels_to_keep(labels).any(2).any(1)]
         least = max(LEAST_FAITHFULNESS, settings.min_agreement * float(scores.median()))
     identity = hash_json({"settings": settings.model_dump(), "losses": losses and [losses.means, losses.of],

@@ -80,8 +80,8 @@ class Before:
 
     Attributes:
         window: what is painted of images at native size. hosts: images that get the objects. shapes: draws new masks.
-        recolourer: changes the sources' amplitudes; repainter: their objects. shown_px, ring_px: see
-            `transform_pairs`.
+        recolourer: changes the sources' amplitudes; repainter: their objects. shown_px, ring_px, painted:
+            see `transform_pairs`.
     """
 
     window: Window | None = None
@@ -91,6 +91,7 @@ class Before:
     repainter: Generator | None = None
     shown_px: float = math.inf
     ring_px: int | None = None
+    painted: bool = True
 
 
 def transform_of(origin: Origin, settings: DrawSettings, before: Before, *, seed: int
@@ -105,7 +106,7 @@ def transform_of(origin: Origin, settings: DrawSettings, before: Before, *, seed
         else:
             sources = transform_pairs(origin.labelled, keys, rows=rows, seed=seed, layout=layout, anatomy=anatomy,
                                       window=before.window, shapes=before.shapes, shown_px=before.shown_px,
-                                      ring_px=before.ring_px)
+                                      ring_px=before.ring_px, painted=before.painted)
         if before.recolourer is not None:
             sources = recolour_sources(sources, before.recolourer, share=settings.appearance_share)
         if before.repainter is not None:

@@ -129,7 +129,7 @@ def clear_backgrounds(unlabelled: Arrays, predict: Predict, *, confidence: float
         confidence, max_share: see `ClearSettings`.
     """
     unit = pixels_to_unit(unlabelled.images, unlabelled.info.intensity_range)
-    foreground = 1 - predict_batched(predict, unit)[:, 0]
+    foreground = 1 - predict_batched(predict, unit, n_classes=unlabelled.info.n_classes)[:, 0]
     clear = ((foreground > confidence).float().mean((1, 2)) <= max_share).nonzero().flatten().tolist()
     labels = np.where(foreground[clear].numpy() > 1 - confidence, IGNORE, 0).astype(np.uint8)
     return Backgrounds(unlabelled.images[clear], labels, tuple(unlabelled.ids[i] for i in clear),

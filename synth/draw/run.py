@@ -118,6 +118,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
     painter = generator_painter(generator) if generator else no_painter
     before = Before(window_of(generator, settings), clear, shapes, appearance, repainter,
                     generator.shown_px if generator else math.inf,
-                    int(sampler.get("ring_px", 0)) if mode_of(sampler) == "object" else None)
+                    int(sampler.get("ring_px", 0)) if mode_of(sampler) == "object" else None,
+                    painted=generator is not None)
     return run_draw(folder, painter, origin=origin, gates=gates, settings=settings, n=n, seed=seed, supply=supply,
                     before=before)

@@ -146,7 +146,8 @@ def draw_edited(rng: torch.Generator, labelled: Arrays, *, rows: Sequence[int], 
                   None if second is None else (labelled.ids[second], labelled.groups[second]))
 
 
-def _doubted(placed: Placed, edit: Layout, mask: np.ndarray, *, shown_px: float, ring_px: int | None) -> Placed:
+def _doubted(placed: Placed, edit: Layout, mask: np.ndarray, *, shown_px: float, ring_px: int | None, painted: bool
+             ) -> Placed:
     """Returns the edited pair, unknown (255) where its own pixels show an object mirrored into the frame.
 
     And where nothing paints over what a removed object was filled with: a smooth blob that no real image has.
@@ -156,9 +157,10 @@ def _doubted(placed: Placed, edit: Layout, mask: np.ndarray, *, shown_px: float,
     strange = mirrored_in(mask, edit.affine)
     if math.isfinite(shown_px):
         strange &= ndimage.distance_transform_edt(~_foreground(placed.labels)) <= shown_px
-    if ring_px is not None and edit.recombined is not None and edit.recombined.mode == "replace":
-        labels = torch.from_numpy(placed.labels)[None]
-        stays = kept_pixels(labels, mode="object", ring_px=ring_px)[0].numpy()
+    stays = np.full(placed.labels.shape, not painted)
+    if painted and ring_px is not None:
+        stays = kept_pixels(torch.from_numpy(placed.labels)[None], mode="object", ring_px=ring_px)[0].numpy()
+    if edit.recombined is not None and edit.recombined.mode == "replace":
         strange |= hole_of(apply_mask(mask, edit.affine), placed.keep_in) & stays
     strange &= (placed.labels == 0) & ~placed.keep_in
     return replace(placed, labels=np.where(strange, IGNORE, placed.labels).astype(np.uint8))
@@ -166,7 +168,8 @@ def _doubted(placed: Placed, edit: Layout, mask: np.ndarray, *, shown_px: float,
 
 def transform_pairs(labelled: Arrays, keys: Sequence[str], *, rows: Sequence[int], seed: int,  # noqa: PLR0913
                     layout: LayoutSettings, anatomy: Anatomy | None = None, window: Window | None = None,
-                    shapes: Shapes | None = None, shown_px: float = 0.0, ring_px: int | None = None) -> Sources:
+                    shapes: Shapes | None = None, shown_px: float = 0.0, ring_px: int | None = None,
+                    painted: bool = True) -> Sources:
     """Returns the transformed sources of candidates `keys`, their parents chosen among `rows`.
 
     At native size, batches of one: every pair has its own size.
@@ -175,13 +178,15 @@ def transform_pairs(labelled: Arrays, keys: Sequence[str], *, rows: Sequence[int
         anatomy: of `labelled`, where it has been learnt before. window: what is painted; None = everything.
         shapes: draws the labels, where `layout.source` is "shape".
         shown_px: how far around the foreground the sources' own pixels are shown; inf = all over.
-        ring_px: how far around it is painted, where nothing else is; None = surroundings, everything or nothing is.
+        ring_px: how far around it is painted, where nothing else is; None = surroundings or everything.
+        painted: whether anything is at all.
     """
     anatomy = anatomy or learn_anatomy(labelled, layout)
     all_edited = [draw_edited(sample_rng(seed, "layout", name), labelled, rows=rows, layout=layout, anatomy=anatomy,
                               shapes=shapes)
                   for name in keys]
-    placed = [_doubted(e.placed, e.edit, labelled.masks[e.row], shown_px=shown_px, ring_px=ring_px) for e in all_edited]
+    placed = [_doubted(e.placed, e.edit, labelled.masks[e.row], shown_px=shown_px, ring_px=ring_px, painted=painted)
+              for e in all_edited]
     if window is not None:
         placed = [_windowed(p, e.edit, labelled.masks[e.row], window) for p, e in zip(placed, all_edited, strict=True)]
     return Sources(tuple(keys), tuple(e.row for e in all_edited), tuple(derive_seed(seed, "pair", k) for k in keys),

@@ -161,7 +161,7 @@ def default_supply(judge: Predict | None, referee: Predict | None, labelled: Pai
     pairs = labelled.arrays(size)
     images, labels = pixels_to_unit(pairs.images, pairs.info.intensity_range), torch.from_numpy(
         pairs.masks.astype(np.int64))
-    answers = [predict_batched(predict, images) for predict in (judge, referee)]
+    answers = [predict_batched(predict, images, n_classes=pairs.info.n_classes) for predict in (judge, referee)]
     agreement = faithfulness(answers[1], labels)[labels_to_keep(labels).any(2).any(1)]
     least = max(LEAST_FAITHFULNESS, settings.min_consistency * float(agreement.median()))
     identity = hash_json({"settings": settings.model_dump(), "consistency": least,

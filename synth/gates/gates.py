@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from synth.core.checks import IGNORE
+from synth.core.checks import IGNORE, UserError
 from synth.core.config import Settings
 from synth.core.files import hash_json, sha256
 from synth.core.pairs import Arrays, ImageSet, PairSet
@@ -118,10 +118,18 @@ def _real_correlation(bank: torch.Tensor, groups: tuple[str, ...], quantile: flo
 
 
 @torch.no_grad()
-def predict_batched(predict: Predict, images: torch.Tensor, *, batch_size: int = 16) -> torch.Tensor:
-    """Returns the judge's probabilities (N, K, H, W) of unit images (N, C, H, W), on the CPU."""
+def predict_batched(predict: Predict, images: torch.Tensor, *, n_classes: int, batch_size: int = 16) -> torch.Tensor:
+    """Returns the judge's probabilities (N, K, H, W) of unit images (N, C, H, W), on the CPU.
+
+    Raises:
+        UserError: unless it tells K = `n_classes` apart: of a class that it does not know it would have nothing to say.
+    """
     with one_thread():
-        return torch.cat([predict(chunk).float().cpu() for chunk in images.split(batch_size)])
+        found = torch.cat([predict(chunk).float().cpu() for chunk in images.split(batch_size)])
+    if found.shape[1] != n_classes:
+        raise UserError(f"judge or referee of {found.shape[1]} classes", rule=f"the pairs have {n_classes}, background "
+                        "included", repair="train it on these classes, or leave it out")
+    return found
 
 
 def default_gates(predict: Predict | None, labelled: PairSet, *, training: ImageSet | None = None, size: int,  # noqa: PLR0913
@@ -143,7 +151,8 @@ def default_gates(predict: Predict | None, labelled: PairSet, *, training: Image
     max_correlation = _real_correlation(bank, groups, settings.novelty_quantile)
     min_faithfulness, answers = 0.0, ""
     if predict is not None:
-        probabilities = predict_batched(predict, pixels_to_unit(pairs.images, pairs.info.intensity_range))
+        probabilities = predict_batched(predict, pixels_to_unit(pairs.images, pairs.info.intensity_range),
+                                        n_classes=pairs.info.n_classes)
         labels = torch.from_numpy(pairs.masks.astype(np.int64))
         there = labels_to_keep(labels).any(2).any(1)
         scores = faithfulness(probabilities, labels)[there]

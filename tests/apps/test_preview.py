@@ -332,12 +332,29 @@ def test_files_of_this_computer_are_not_served(served: int, folders: Folders) ->
     assert _ask(served, "/monitoring")[0] >= 400 and _ask(served, "/docs")[0] >= 400
 
 
-def _upload(port: int, name: str, data: bytes) -> tuple[int, str]:
+def _upload(port: int, name: str, data: bytes, **headers: str) -> tuple[int, str]:
     head = (f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n'
             "Content-Type: image/png\r\n\r\n").encode()
     status, text, _ = _ask(port, "/gradio_api/upload", method="POST", body=head + data + b"\r\n--b--\r\n",
-                           headers={"Content-Type": "multipart/form-data; boundary=b"})
+                           headers={"Content-Type": "multipart/form-data; boundary=b", **headers})
     return status, text
+
+
+def test_other_sites_cannot_post_into_the_page(served: int) -> None:
+    for strange in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
+                    {"Origin": f"http://127.0.0.1:{served + 1}"}):
+        assert _upload(served, "x.png", b"x", **strange)[0] == 403
+    own = {"Origin": f"http://127.0.0.1:{served}", "Sec-Fetch-Site": "same-origin"}
+    assert _upload(served, "x.png", b"x", **own)[0] == 200
+    assert _ask(served, "/", headers={"Sec-Fetch-Site": "cross-site"})[0] == 200, "a link from elsewhere may open it"
+
+
+def test_a_generator_of_native_windows_is_not_shown_whole_images(folders: Folders, tmp_path: Path) -> None:
+    painter = _generator()
+    painter.register_to_config(scale="native")
+    painter.save_pretrained(tmp_path / "native")
+    with pytest.raises(UserError, match="scale=native"):
+        open_studio(dataclasses.replace(folders, generator=tmp_path / "native"))
 
 
 def test_upload_size_is_limited(served: int) -> None:

@@ -20,6 +20,7 @@ from segtrain.segmenter import Segmenter, SegmenterConfig
 from segtrain.settings import ModelSettings
 from synth.core.checks import IGNORE, UserError
 from synth.core.rng import sample_rng
+from synth.core.taught import Taught
 from synth.formats import load_pairs
 
 MODEL = ModelSettings(name="prob_tiny", channels=(8, 16), latent=3, n_samples=4)
@@ -170,7 +171,10 @@ def test_plausible_masks_are_a_set_of_pairs_of_the_same_groups(tmp_path: Path) -
     for n in (0, -1):
         with pytest.raises(UserError, match=f"samples={n}: each image gets one mask or more"):
             write_plausible(segmenter(), PAIRS, out=tmp_path / "made", n=n)
-    write_plausible(segmenter(), PAIRS, out=tmp_path / "made", n=2)
+    model, known = segmenter(), Taught(frozenset(), frozenset({"hash"}))
+    model.taught = known
+    write_plausible(model, PAIRS, out=tmp_path / "made", n=2)
+    assert load_pairs(tmp_path / "made").taught == known
     found = load_pairs(tmp_path / "made")
     assert len(found) == 2 * len(PAIRS) and set(found.groups) == set(PAIRS.groups)
     assert dict(zip(found.ids, found.groups, strict=True)) == {

@@ -10,6 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from tiny import blind_judge, brightness_judge, squares
 
+from synth.core.checks import UserError
 from synth.core.pairs import ImageSet, PairSet, memory_set
 from synth.core.space import pixels_to_unit
 from synth.gates import Gates, GateSettings, default_gates, run_gates
@@ -104,6 +105,14 @@ def test_real_pairs_pass_and_their_labels_stay() -> None:
     labels, verdicts = run_gates(unit(PAIRS), labels_of(PAIRS), gates_for())
     assert torch.equal(labels, labels_of(PAIRS)) and all(v.kept and not v.reason for v in verdicts)
     assert all(v.scores["faithfulness"] == 1 and v.scores["false_foreground"] == 0 for v in verdicts)
+
+
+def test_a_judge_of_other_classes_is_refused() -> None:
+    def knows_a_third(images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([brightness_judge(images), torch.zeros_like(images)], dim=1)
+
+    with pytest.raises(UserError, match=r"judge or referee of 3 classes: the pairs have 2"):
+        gates_for(judge=knows_a_third)
 
 
 def with_second_square(side: int, *, distance: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -104,7 +104,8 @@ class Bad(Line):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_at_that_step(tmp_path: Path, value: float) -> None:
-    with pytest.raises(FloatingPointError, match=r"train: loss is (nan|inf) at step 9; lower the learning rate lr=0.05$"):
+    words = r"train: loss is (nan|inf) at step 9; lower the learning rate lr=0.05$"
+    with pytest.raises(FloatingPointError, match=words):
         run(tmp_path, recipe=Bad(value, 9), checkpoint_every=4)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["step"] == 8 and all(torch.isfinite(v).all() for v in state["nets"]["line"].values())

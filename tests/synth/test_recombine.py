@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -71,6 +72,22 @@ def test_replacing_leaves_nothing_of_the_own_foreground() -> None:
         far = (own.labels == 1) & (ndimage.distance_transform_edt(labels != 1) > layout.recombined.gap_px)
         assert (pixels[:, far] < 160).all(), "the removed square still shines through"
     assert replaced > 30
+
+
+def test_where_nothing_is_painted_what_a_removed_object_was_filled_with_is_unknown() -> None:
+    settings, seen = LayoutSettings(recombine=1, recombine_mode="replace"), 0
+    given = {"labelled": LABELLED, "keys": [f"k{i}" for i in range(20)], "rows": range(len(LABELLED)), "seed": 0,
+             "layout": settings, "shown_px": math.inf}
+    shown, painted = transform_pairs(**given, painted=False), transform_pairs(**given)
+    for row, text, labels, covered in zip(shown.rows, shown.layouts, shown.labels, painted.labels, strict=True):
+        layout = layout_from_json(text)
+        if layout.recombined is None:
+            continue
+        own = apply_layout(LABELLED.images[row], LABELLED.masks[row], dataclasses.replace(layout, recombined=None))
+        bare = (own.labels == 1) & (covered == 0)
+        assert (labels[bare] == 255).all() and np.array_equal(labels == 1, covered == 1)
+        seen += bool(bare.any())
+    assert seen > 5
 
 
 def test_both_parents_are_named() -> None:
