@@ -76,9 +76,10 @@ def check_prior(prior: FrequencyPrior, settings: SegmentSettings, info: DataInfo
                         "for validation or test", repair="fit it on the training images alone, or give none: the run "
                         "then fits its own on the labelled pairs")
     size = prior.settings.size
-    if size is not None and (settings.patch or size != settings.size):
+    if size != (None if settings.patch else settings.size):
         seen = f"squares of {settings.patch} px of native images" if settings.patch else f"images of {settings.size} px"
-        raise UserError(f"prior of {size} px", rule=f"the network sees {seen}, where frequencies mean something else",
+        own = "native images" if size is None else f"{size} px"
+        raise UserError(f"prior of {own}", rule=f"the network sees {seen}, where frequencies mean something else",
                         repair=f"fit it with size={None if settings.patch else settings.size}")
     if prior.n_channels not in (1, info.channels):
         raise UserError(f"prior of {prior.n_channels} channels", rule=f"the images have {info.channels}",

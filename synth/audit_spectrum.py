@@ -17,7 +17,7 @@ from synth.core.shell import is_main, refuse, required, say, take
 from synth.core.space import pixels_to_unit
 from synth.formats import load_images, load_pairs
 from synth.gates import GateSettings
-from synth.gates.spectrum import Difference, SpectrumReference, difference, spectrum_reference
+from synth.gates.spectrum import Difference, SpectrumReference, difference, expected_beyond, spectrum_reference
 from synth.spectral.borders import Border, padded_side
 from synth.spectral.fingerprint import fingerprint, places_of
 
@@ -37,6 +37,7 @@ class SpectrumAudit:
         peaks: names of the marks of an upsampling (peaks, in cycles per pixel, and combs), and `at`: by how much they
             are stronger than in real images, dB.
         scores: of the synthetic images, in deviations. reference: of the real ones, with the gate's threshold.
+        real_beyond: share of further real images that this threshold is expected to leave out.
     """
 
     frequencies: tuple[float, ...]
@@ -45,6 +46,7 @@ class SpectrumAudit:
     at: Difference
     scores: np.ndarray
     reference: SpectrumReference
+    real_beyond: float
 
     @property
     def share_beyond(self) -> float:
@@ -59,7 +61,8 @@ class SpectrumAudit:
 
         return {"bands": listed(self.frequencies, self.bands), "peaks": listed(self.peaks, self.at),
                 "score": {"median": float(np.median(self.scores)), "threshold": self.reference.threshold,
-                          "share_beyond": self.share_beyond, "n_made": len(self.scores)}}
+                          "share_beyond": self.share_beyond, "real_beyond": self.real_beyond,
+                          "n_made": len(self.scores)}}
 
 
 def audit_spectrum(made: PairSet, labelled: PairSet, unlabelled: ImageSet | None = None) -> SpectrumAudit:
@@ -86,14 +89,16 @@ def audit_spectrum(made: PairSet, labelled: PairSet, unlabelled: ImageSet | None
 def compare_spectra(made: Arrays, real: Arrays) -> SpectrumAudit:
     """Returns how two sets at one working size differ; see `SpectrumAudit`."""
     ours, theirs = (fingerprint(pixels_to_unit(a.images, a.info.intensity_range)) for a in (made, real))
-    reference = spectrum_reference(real, quantile=GateSettings().spectrum_quantile)
+    quantile = GateSettings().spectrum_quantile
+    reference = spectrum_reference(real, quantile=quantile)
     scores = reference.score(pixels_to_unit(made.images, made.info.intensity_range))
     groups = {"made_groups": made.groups, "real_groups": real.groups}
     bands, at = (difference(DB * getattr(ours, k).numpy(), DB * getattr(theirs, k).numpy(), **groups)
                  for k in ("bands", "peaks"))
     side = padded_side(real.images.shape[-1], Border().pad)
     places = places_of((side, side))
-    return SpectrumAudit(places.frequencies, bands, places.names, at, scores.numpy(), reference)
+    return SpectrumAudit(places.frequencies, bands, places.names, at, scores.numpy(), reference,
+                         expected_beyond(len(real.images), quantile=quantile))
 
 
 def spectrum_lines(found: SpectrumAudit) -> list[str]:
@@ -105,7 +110,7 @@ def spectrum_lines(found: SpectrumAudit) -> list[str]:
         found.peaks, found.at.value, found.at.lo, found.at.hi, strict=True) if low > 0]
     lines += out or ["  no marks of an upsampling beyond what real images show"]
     return [*lines, f"  score: median {np.median(found.scores):.2f}; {found.share_beyond:.0%} beyond "
-            f"{found.reference.threshold:.2f}, as {1 - GateSettings().spectrum_quantile:.0%} of real images are"]
+            f"{found.reference.threshold:.2f}, as {found.real_beyond:.0%} of real images are expected to be"]
 
 
 def spectrum_figure(found: SpectrumAudit) -> Figure:

@@ -54,7 +54,7 @@ def spectrum_reference(arrays: Arrays, *, quantile: float) -> SpectrumReference:
     images.
 
     Args:
-        quantile: share of real images that pass.
+        quantile: share of real images that pass; see `expected_beyond`.
     """
     features = real_features(arrays)
     fold = torch.tensor(_folds(arrays.groups))
@@ -65,9 +65,21 @@ def spectrum_reference(arrays: Arrays, *, quantile: float) -> SpectrumReference:
             mean, sd = _moments(features[~aside])
             scores[aside] = spectrum_score(features[aside], mean, sd, n_bands=N_BANDS)
     # The smallest score that the wanted share of images, counting the next one too, does not exceed.
-    rank = min(len(scores), math.ceil((len(scores) + 1) * quantile))
-    threshold = float(scores.sort().values[rank - 1])
+    threshold = float(scores.sort().values[_rank(len(scores), quantile) - 1])
     return SpectrumReference(*_moments(features), threshold, arrays.images.shape[-1])
+
+
+def expected_beyond(n: int, *, quantile: float) -> float:
+    """Returns the share of further real images that the threshold of `n` of them is expected to leave out.
+
+    1 - quantile where n allows it; of fewer than 1 / (1 - quantile) images the largest score is the threshold, and one
+    in n + 1 is beyond.
+    """
+    return 1 - _rank(n, quantile) / (n + 1)
+
+
+def _rank(n: int, quantile: float) -> int:
+    return min(n, math.ceil((n + 1) * quantile))
 
 
 def _folds(groups: Sequence[str]) -> list[int]:

@@ -184,6 +184,7 @@ def test_a_given_prior_that_nothing_asks_for_augments_the_labelled_images(tmp_pa
 
 @pytest.mark.parametrize(("changes", "held_out", "match"), [
     ({"size": 64, "bands": 8}, (), "size=32"),
+    ({"size": None, "bands": 8}, (), "native images.*size=32"),
     ({"size": 32}, "own", "held out"),
 ])
 def test_a_prior_that_does_not_fit_is_refused(changes: dict, held_out: object, match: str) -> None:

@@ -21,7 +21,7 @@ from synth.core.shell import run
 from synth.core.space import pixels_to_unit, unit_to_pixels
 from synth.gates import GateSettings, default_gates, run_gates
 from synth.gates.scores import spectrum_score
-from synth.gates.spectrum import difference, spectrum_reference
+from synth.gates.spectrum import difference, expected_beyond, spectrum_reference
 from synth.spectral.fingerprint import N_BANDS, combs, fingerprint, places_of
 
 SIZE = 64
@@ -196,3 +196,9 @@ def test_sets_of_several_sizes_are_refused() -> None:
                                         pairs.info, ids=["a", "b"], groups=["a", "b"])
     with pytest.raises(UserError, match="one square working size"):
         audit_spectrum(mixed, pairs)
+
+
+def test_the_threshold_of_few_images_is_said_to_leave_out_more_than_is_asked_for() -> None:
+    assert expected_beyond(9, quantile=0.99) == pytest.approx(1 / 10)
+    assert expected_beyond(1, quantile=0.99) == 0.5
+    assert expected_beyond(199, quantile=0.99) == pytest.approx(0.01)
