@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -19,7 +19,7 @@ from synth.core.rng import one_thread
 from synth.draw.curation import CurateSettings
 from synth.draw.hosts import Hosts, insert_pairs
 from synth.draw.modes import recolour_sources, repaint_sources
-from synth.draw.painters import Painter
+from synth.draw.painters import Painter, seeds_apart
 from synth.draw.settings import DrawSettings
 from synth.draw.shards import Origin, Plan, draw_shard, ledger_path, shard_is_whole, write_shards
 from synth.draw.sources import Sources, Window, rows_with_foreground, transform_pairs
@@ -80,7 +80,8 @@ class Before:
 
     Attributes:
         window: what is painted of images at native size. hosts: images that get the objects. shapes: draws new masks.
-        recolourer: changes the sources' amplitudes; repainter: their objects. shown_px, ring_px, painted:
+        recolourer: changes the sources' amplitudes; repainter: their objects; lender: draws, perhaps with others'
+            amplitudes. shown_px, ring_px, painted:
             see `transform_pairs`.
     """
 
@@ -92,6 +93,7 @@ class Before:
     shown_px: float = math.inf
     ring_px: int | None = None
     painted: bool = True
+    lender: Generator | None = None
 
 
 def transform_of(origin: Origin, settings: DrawSettings, before: Before, *, seed: int
@@ -107,8 +109,11 @@ def transform_of(origin: Origin, settings: DrawSettings, before: Before, *, seed
             sources = transform_pairs(origin.labelled, keys, rows=rows, seed=seed, layout=layout, anatomy=anatomy,
                                       window=before.window, shapes=before.shapes, shown_px=before.shown_px,
                                       ring_px=before.ring_px, painted=before.painted)
+        owners = sources.hosts or [(origin.labelled.ids[r], origin.labelled.groups[r]) for r in sources.rows]
+        if before.lender is not None:
+            sources = replace(sources, seeds=seeds_apart(before.lender, sources.seeds, owners))
         if before.recolourer is not None:
-            sources = recolour_sources(sources, before.recolourer, share=settings.appearance_share)
+            sources = recolour_sources(sources, before.recolourer, owners=owners, share=settings.appearance_share)
         if before.repainter is not None:
             sources = repaint_sources(sources, before.repainter, share=settings.repaint_share)
         return sources

@@ -12,7 +12,7 @@ from synth.core.config import Settings, load_config
 from synth.core.pairs import Arrays
 from synth.core.rng import derive_seed, sample_rng, uniform
 from synth.diffusion.settings import PRESETS, SamplerSettings
-from synth.draw.painters import painted_pixels
+from synth.draw.painters import painted_pixels, seeds_apart
 from synth.draw.sources import Sources, note_in_layout
 from synth.gan.restyle.settings import StyleSettings
 from synth.generator import Generator, shows_source
@@ -133,17 +133,19 @@ def check_recolourer(recolourer: Generator | None, arrays: Arrays, *, size: int,
                         repair=f"fit it on the same images with size={size}, and draw with a generator of scale fit")
 
 
-def recolour_sources(sources: Sources, recolourer: Generator, *, share: float) -> Sources:
+def recolour_sources(sources: Sources, recolourer: Generator, *, owners: Sequence[tuple[str, str]], share: float
+                     ) -> Sources:
     """Returns the sources, of that share of them with the amplitudes changed; their layouts then say by what and how.
 
     Whether and how is a function of the candidate's seed and of these words alone. What is kept afterwards is kept of
-    these sources.
+    these sources, whose images are of `owners`, id and group.
     """
     rows = [i for i, seed in enumerate(sources.seeds) if uniform(sample_rng(seed, "appearance"), 0, 1) < share]
     if not rows:
         return sources
     pixels, layouts = sources.pixels.copy(), list(sources.layouts)
-    seeds = [derive_seed(sources.seeds[i], "appearance") for i in rows]
+    seeds = seeds_apart(recolourer, [derive_seed(sources.seeds[i], "appearance") for i in rows],
+                        [owners[i] for i in rows])
     pixels[rows] = painted_pixels(recolourer, sources, rows=rows, seeds=seeds)
     lent = dict(zip(rows, recolourer.lenders(seeds), strict=True))
     words = {"appearance": recolourer.content_hash(), "appearance_sampler": recolourer.sampler_settings()}

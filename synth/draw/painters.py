@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from synth.core.checks import IGNORE
+from synth.core.checks import IGNORE, UserError
 from synth.core.config import Settings
 from synth.core.pairs import Arrays, Rows
-from synth.core.rng import choice, sample_rng
+from synth.core.rng import choice, derive_seed, sample_rng
 from synth.core.space import labels_to_keep, pixels_to_unit, unit_to_pixels
 from synth.draw.sources import Sources
 from synth.gates.gates import Predict, predict_batched
@@ -29,6 +29,8 @@ class Painted:
 
 
 Painter = Callable[[Sources], Painted]
+TRIES = 64
+"""How often a lender is drawn anew; with two lenders of one chance each, none is found once in 2^64."""
 
 
 def _foreground(labels: np.ndarray) -> np.ndarray:
@@ -55,6 +57,35 @@ def kept_source(generator: Generator, pixels: np.ndarray) -> np.ndarray:
     unit = pixels_to_unit(pixels, generator.intensity_range)
     shown = generator.transformed(unit)
     return pixels if shown is unit else unit_to_pixels(shown, generator.intensity_range, pixels.dtype)
+
+
+def seeds_apart(generator: Generator, seeds: Sequence[int], owners: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+    """Returns seeds under which `generator` lends no image its own amplitudes: that would be a copy.
+
+    A seed that does not is drawn anew from itself, so that each is a function of its own alone; lenders of another
+    group are looked for first.
+
+    Args:
+        owners: id and group of each image that is changed.
+
+    Raises:
+        UserError: for an image that is the only lender.
+    """
+    return tuple(_apart(generator, seed, owner) for seed, owner in zip(seeds, owners, strict=True))
+
+
+def _apart(generator: Generator, seed: int, owner: tuple[str, str]) -> int:
+    tries = [seed, *(derive_seed(seed, "lender", k) for k in range(TRIES))]
+    found = [(one, generator.lenders([one])[0]) for one in tries[:1]]
+    if found[0][1] is None:
+        return seed
+    found += [(one, generator.lenders([one])[0]) for one in tries[1:]] if found[0][1][1] == owner[1] else []
+    for part in (1, 0):  # by group, else by id
+        for one, lender in found:
+            if lender[part] != owner[part] and lender[0] != owner[0]:
+                return one
+    raise UserError(f"{owner[0]}: {type(generator).__name__}", rule="it has no amplitudes to lend but this image's own",
+                    repair="fit it on more images, or with data.unlabelled=")
 
 
 def painted_pixels(generator: Generator, sources: Sources, *, rows: Sequence[int], seeds: Sequence[int]) -> np.ndarray:

@@ -119,6 +119,6 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
     before = Before(window_of(generator, settings), clear, shapes, appearance, repainter,
                     generator.shown_px if generator else math.inf,
                     int(sampler.get("ring_px", 0)) if mode_of(sampler) == "object" else None,
-                    painted=generator is not None)
+                    painted=generator is not None, lender=generator)
     return run_draw(folder, painter, origin=origin, gates=gates, settings=settings, n=n, seed=seed, supply=supply,
                     before=before)

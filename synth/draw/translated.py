@@ -15,6 +15,7 @@ from synth.core.pairs import ImageSet, Item, Pair, Provenance
 from synth.core.rng import derive_seed, one_thread
 from synth.core.space import from_channels, pixels_to_unit, resize_image, to_channels, unit_to_pixels
 from synth.core.taught import joined
+from synth.draw.painters import seeds_apart
 from synth.draw.shards import ledger_path, shard_is_whole, write_missing
 from synth.formats import load_images
 from synth.formats.folder import SPACING
@@ -119,7 +120,7 @@ def _known(made: Pair, parent: Pair, *, known: Mapping[str, float | str],
 
 def _translated(generator: Generator, parent: Pair, images: ImageSet, k: int, *, seed: int) -> Pair:
     """Returns translation k of an image; it counts what the image does."""
-    own_seed = derive_seed(seed, "translated", parent.id, k)
+    (own_seed,) = seeds_apart(generator, [derive_seed(seed, "translated", parent.id, k)], [(parent.id, parent.group)])
     low_high = generator.intensity_range
     unit = pixels_to_unit(resize_image(to_channels(parent.image), generator.size)[None], low_high)
     drawn = generator.sample(unit, torch.zeros(1, *unit.shape[2:], dtype=torch.long), seeds=[own_seed])

@@ -23,6 +23,7 @@ from synth.core.pairs import PairSet, memory_set
 from synth.core.shell import run
 from synth.core.space import pixels_to_unit
 from synth.draw import verify_shards
+from synth.draw.painters import seeds_apart
 from synth.fit import load_generator
 from synth.formats import read_shards
 from synth.gates import default_gates
@@ -254,10 +255,30 @@ def test_a_translation_names_its_lender_and_is_recalled_with_it(tmp_path: Path) 
     assert 6 < len(left) < 18 and not any(i.made and lender in i.made.parent_groups for i in left.items)
 
 
-def test_who_lends_to_its_own_image_is_one_parent(tmp_path: Path) -> None:
+def test_no_image_is_lent_its_own_amplitudes(tmp_path: Path) -> None:
     found = synth.translate_images(spectral("fda"), pile_of_one("a", "v"), out=tmp_path / "made", n=12, originals=False)
     families = {(item.made.parents, item.made.parent_groups) for item in found.items}
-    assert (("a",), ("v",)) in families and (("a", "b"), ("v", "w")) in families
+    assert (("a",), ("v",)) not in families and (("a", "b"), ("v", "w")) in families
+    made = synth.draw(spectral("fda"), named_as_the_lenders(), n=40, out=tmp_path / "drawn")
+    assert all(len(set(item.made.parents)) == 2 for item in made.items)
+
+
+def test_a_lender_of_another_group_comes_first_and_the_only_one_is_refused() -> None:
+    generator = spectral("fda")
+    seeds = range(60)
+    apart = seeds_apart(generator, seeds, [("a", "v")] * 60)
+    own = [(s, one) for s, one in zip(seeds, apart, strict=True) if generator.lenders([s])[0][0] != "a"]
+    assert 20 < len(own) < 60 and all(s == one for s, one in own), "a seed that lends another's stays as it is"
+    assert all(generator.lenders([one])[0][1] != "w" for one in seeds_apart(generator, seeds, [("x", "w")] * 60))
+    generator.amplitudes.register_to_config(lender_ids=["a"] * 5, lender_groups=["v"] * 5)
+    with pytest.raises(UserError, match="but this image's own"):
+        seeds_apart(generator, [0], [("a", "v")])
+
+
+def named_as_the_lenders() -> PairSet:
+    """Returns labelled pairs of the ids and groups of those that `spectral` lends of, and one more."""
+    return memory_set([p.image for p in PAIRS], [p.mask for p in PAIRS], PAIRS.info, ids=list("abcdef"),
+                      groups=list("vwxyzu"))
 
 
 def pile_of_one(name: str, group: str) -> synth.ImageSet:
