@@ -32,6 +32,7 @@ from synth.spectral import (
 )
 from synth.spectral.reweight import BandGains
 from synth.spectral.swap import lend_amplitude
+from synth.spectral.transform import view_within
 
 
 class SpectralPipeline(DiffusionPipeline, Generator):
@@ -114,7 +115,10 @@ class SpectralPipeline(DiffusionPipeline, Generator):
         strength, border = tuple(self.config.strength), self.border
         if name in ("match_ratio", "match_coded"):
             settings = MatchSettings(form=name.removeprefix("match_"), strength=strength, border=border)
-            return match_amplitude(images, self.amplitudes.prior, draw_match(rngs, settings))
+            changed = match_amplitude(images, self.amplitudes.prior, draw_match(rngs, settings))
+            # FPGM's code knows no frames and paints into them; what we write has them as they were.
+            view = view_within(images, border) if name == "match_coded" else None
+            return changed if view is None else torch.where(view.inside, changed, images)
         if name in ("fda", "mix"):
             drawn = (draw_swap(rngs, SwapSettings(beta=strength, border=border)) if name == "fda"
                      else draw_mix(rngs, MixSettings(share=strength, border=border)))

@@ -197,7 +197,7 @@ class FrequencyPrior:
             facts, sums = json.loads(facts_file.read_text(encoding="utf-8")), load_file(weights_file)
             seen = Seen(**{**facts["seen"], "groups": tuple(facts["seen"]["groups"])})
             settings, regions = load_config(PriorSettings, facts["settings"]), tuple(facts["regions"])
-        except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UserError(str(folder), rule=f"not a frequency prior, or damaged ({error})",
                             repair="fit and save it again") from None
         shape = {name: tuple(value.shape) for name, value in sums.items()}

@@ -255,6 +255,15 @@ def test_a_translation_names_its_lender_and_is_recalled_with_it(tmp_path: Path) 
     assert 6 < len(left) < 18 and not any(i.made and lender in i.made.parent_groups for i in left.items)
 
 
+@pytest.mark.parametrize("name", ["match_ratio", "match_coded", "fda", "mix", "kspace", "reweight"])
+def test_a_dark_frame_comes_out_as_it_went_in(name: str) -> None:
+    rows, columns = np.mgrid[:32, :32]
+    image = torch.from_numpy(np.where((rows - 15.5) ** 2 + (columns - 15.5) ** 2 < 150, 0.3, -1.0)).float()
+    image = image + 0.2 * (image > 0) * torch.rand(32, 32, generator=torch.Generator().manual_seed(0))
+    made = spectral(name).sample(image[None, None], torch.zeros(1, 32, 32, dtype=torch.long), seeds=[1])
+    assert (made[0, 0, :4, :4] == -1).all() and not torch.equal(made[0, 0], image)
+
+
 def test_no_image_is_lent_its_own_amplitudes(tmp_path: Path) -> None:
     found = synth.translate_images(spectral("fda"), pile_of_one("a", "v"), out=tmp_path / "made", n=12, originals=False)
     families = {(item.made.parents, item.made.parent_groups) for item in found.items}
