@@ -15,6 +15,7 @@ from synth.core.space import resize_image, resize_mask, to_channels
 from synth.formats import load_pairs, read_shards
 from synth.formats.shards import shard_sources
 from synth.formats.survey import Options
+from synth.gates import rules_of
 
 COLOURS = np.array([[0, 0, 0], [255, 200, 0], [0, 200, 255], [255, 80, 160], [120, 255, 80], [180, 120, 255]], float)
 """Outline colours of the classes, background first; more classes repeat them."""
@@ -35,7 +36,7 @@ def summary(folder: str | Path) -> list[str]:
     lines += [f"  {name}: median {np.median(v):.3f}, from {min(v):.3f} to {max(v):.3f}" for name, v in scores.items()]
     if has_rejected:
         rejected = read_shards(Path(folder), "rejected")
-        why = Counter(part.split()[0] for item in rejected.items for part in item.made.reason.split("; "))
+        why = Counter(rule for item in rejected.items for rule in rules_of(item.made.reason))
         lines.append(f"  {len(rejected)} rejected: " + ", ".join(f"{k} {n}" for k, n in why.most_common()))
     return lines
 

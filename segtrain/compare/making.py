@@ -16,6 +16,7 @@ from segtrain.compare.splits import LabelDraw
 from synth.core.pairs import Pair, PairSet
 from synth.core.rng import sample_rng
 from synth.formats import read_shards, shard_name, write_dataset_files, write_shard
+from synth.gates import rules_of
 
 if TYPE_CHECKING:
     from segtrain.compare.runs import Bench
@@ -195,7 +196,6 @@ def count_verdicts(folder: Path) -> dict[str, object]:
     rejected = rejected_pairs(folder)
     reasons: dict[str, int] = {}
     for item in rejected.items if rejected else ():
-        for reason in item.made.reason.split("; "):
-            gate = reason.partition(" ")[0]
+        for gate in rules_of(item.made.reason):
             reasons[gate] = reasons.get(gate, 0) + 1
     return {"kept": n_rows(folder, "train"), "rejected": n_rows(folder, "rejected"), "reasons": reasons}

@@ -13,6 +13,7 @@ from synth.core.checks import IGNORE, UserError, check_mask
 from synth.core.pairs import DataInfo, ImageSet
 from synth.core.space import resize_mask
 from synth.formats.decode import decode_mask
+from synth.formats.info import read_declared
 from synth.formats.survey import MAX_INFERRED
 
 
@@ -90,8 +91,10 @@ def read_observers(folders: Sequence[str | Path], pairs: ImageSet, size: int) ->
     found = []
     for folder in folders:
         masks = _read(Path(folder) / "masks", pairs, size)
+        is_told = read_declared(Path(folder)).classes is not None
         for item, mask in zip(pairs.items, masks, strict=True):
-            check_mask(mask, str(Path(folder) / "masks" / f"{item.id}.png"), n_classes=pairs.info.n_classes)
+            check_mask(mask, str(Path(folder) / "masks" / f"{item.id}.png"), n_classes=pairs.info.n_classes,
+                       declared=is_told)
         found.append(masks)
     return np.stack(found)
 

@@ -53,8 +53,12 @@ def check_image(image: np.ndarray, name: str) -> None:
                         f"{image.shape[0]}x{image.shape[1]}", repair="remove it")
 
 
-def check_mask(mask: np.ndarray, name: str, *, n_classes: int) -> None:
+def check_mask(mask: np.ndarray, name: str, *, n_classes: int, declared: bool = False) -> None:
     """Returns nothing; raises if `mask` is not (H, W) with values below `n_classes` or 255 (ignore).
+
+    Args:
+        declared: whether somebody says what its values mean. Else one that holds 0 and 255 alone is refused: there 255
+            is more likely foreground.
 
     Raises:
         UserError: naming `name`, the stray values and the mapping that would repair them.
@@ -63,7 +67,7 @@ def check_mask(mask: np.ndarray, name: str, *, n_classes: int) -> None:
         raise UserError(name, rule=f"a label mask has one channel, this one has shape {mask.shape}",
                         repair="save class indices as a single-channel PNG")
     values = np.unique(mask)
-    if set(values.tolist()) == {0, 255}:
+    if not declared and set(values.tolist()) == {0, 255}:
         raise UserError(name, rule="its values are 0 and 255, but 255 means ignore and foreground is a class index",
                         repair="give the mapping: mask_map='0:0,255:1' (data.mask_map on the command line)")
     stray = [int(v) for v in values if v >= n_classes and v != IGNORE]

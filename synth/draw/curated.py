@@ -195,8 +195,8 @@ def _write(folder: Path, pairs: PairSet, judged: Sequence[_Judged], stay: set[in
     order = sorted(range(len(pairs)), key=lambda i: i not in stay)  # the kept ones first, each part in its own order
     n_kept, n_left = len(stay), len(pairs) - len(stay)
     if not n_kept:
-        raise UserError(str(pairs.where), rule=f"none of its {n_left} pairs passes", repair="lower "
-                        "curate.min_agreement, or train generator, judge and referee longer")
+        raise UserError(str(pairs.where), rule=f"none of its {n_left} pairs passes", repair="raise "
+                        "curate.ignore, lower curate.min_agreement, or train generator, judge and referee longer")
     plan = Plan(len(pairs), settings.shard_size, settings.batch_size, 1)
     write_shards(folder, plan, _shards(pairs, judged, order, n_kept=n_kept, size=settings.shard_size, name=name))
     if not all(shard_is_whole(folder, i) for i in range(plan.n_shards)):

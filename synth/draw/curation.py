@@ -2,8 +2,9 @@
 
 Two rules, both off unless asked for. A pixel whose loss under a judge that was trained on real pairs exceeds `ignore`
 times the mean loss of its class on real images becomes 255 (FreeMask, Yang et al. 2023, with 1.25): its label is likely
-no longer true, and no other label is known for it. A pair is rejected whose mask a referee, a network of another
-architecture, does not find again. Hardness and budget are the supply's (`synth.draw.supply`).
+no longer true, and no other label is known for it; a pair that loses all its foreground that way is rejected. A pair is
+rejected whose mask a referee, a network of another architecture, does not find again. Hardness and budget are the
+supply's (`synth.draw.supply`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ log = logging.getLogger(__name__)
 LEAST_MEAN = 0.01
 """Mean loss, in nats, below which no class counts as known: a judge that is sure of every pixel it was trained on would
 else leave no drawn pixel its label."""
+
+
+BARE = "no foreground left"
+"""Why a pair goes that had foreground before its unlikely pixels lost their labels, and has none now."""
 
 
 class CurateSettings(Settings):
@@ -148,20 +153,25 @@ def curate_batch(images: torch.Tensor, labels: torch.Tensor, verdicts: Sequence[
         images: unit (B, C, H, W). labels: (B, H, W), 255 = ignored. kept: (B, H, W) bool, a real image's own pixels.
     """
     settings, columns = curation.settings, {}
+    bare = torch.zeros(len(labels), dtype=torch.bool)
     if settings.ignore is not None:
         before = labels
         labels = ignore_unlikely(curation.judge(images).float().cpu(), labels, curation.losses, factor=settings.ignore,
                                  protected=None if settings.kept_too else kept)
         had = (before != IGNORE).sum((1, 2))
+        bare = labels_to_keep(before).any(2).any(1) & ~labels_to_keep(labels).any(2).any(1)
         columns["ignored"] = (had - (labels != IGNORE).sum((1, 2))) / had.clamp(min=1)
     if settings.min_agreement:
         columns["agreement"] = faithfulness(curation.referee(images).float().cpu(), labels)
     rows = [{name: round(float(column[i]), 5) for name, column in columns.items()} for i in range(len(images))]
-    return labels, [_after(verdict, row, curation) for verdict, row in zip(verdicts, rows, strict=True)]
+    return labels, [_after(verdict, row, curation, is_bare=one)
+                    for verdict, row, one in zip(verdicts, rows, bare.tolist(), strict=True)]
 
 
-def _after(verdict: Verdict, scores: dict[str, float], curation: Curation) -> Verdict:
+def _after(verdict: Verdict, scores: dict[str, float], curation: Curation, *, is_bare: bool) -> Verdict:
     scores, reasons = {**verdict.scores, **scores}, [verdict.reason] if verdict.reason else []
+    if is_bare:
+        reasons.append(BARE)
     if curation.settings.min_agreement and scores["agreement"] < curation.min_agreement:
         reasons.append(f"agreement {scores['agreement']:.2f} < {curation.min_agreement:.2f}")
     return Verdict(scores, not reasons, "; ".join(reasons))

@@ -69,8 +69,9 @@ def _load(root: Path, options: Options, split: str | None) -> tuple[list[Source]
     if not sources:
         raise UserError(str(root), rule="no images found", repair="put them into a folder images/ there")
     check_unique([source.item.id for source in sources], str(root))
-    declared = merge_like(read_declared(root), options.like, where=str(root), labelled=options.labelled)
-    return sources, survey(sources, declared, options, where=str(root))
+    own = read_declared(root)
+    declared = merge_like(own, options.like, where=str(root), labelled=options.labelled)
+    return sources, survey(sources, declared, options, where=str(root), own=own)
 
 
 def _sources(root: Path, options: Options, split: str | None) -> list[Source]:

@@ -13,7 +13,7 @@ from synth.core.space import resize_mask
 from synth.formats.decode import decode_mask, parse_mask_map
 from synth.formats.folder import image_files
 from synth.formats.info import read_declared
-from synth.formats.survey import MAX_INFERRED, number_classes
+from synth.formats.survey import MAX_INFERRED, number_classes, says_ignore
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,14 @@ def load_masks(path: str | Path, *, mask_map: str | Mapping[int, int] | None = N
     if other:
         raise UserError(str(other[0]), rule="masks are PNG; JPEG would change class indices", repair="export it again")
     check_unique([p.stem for p in files], str(folder))
-    declared = read_declared(root).classes
+    own = read_declared(root)
     # A map may join classes: the names then hold no longer.
-    kept = declared if table is None else None
+    kept = own.classes if table is None else None
     counts = np.zeros(256, np.int64)
     for file in files:
         mask = decode_mask(file, str(file), mask_map=table)
-        check_mask(mask, str(file), n_classes=len(kept) if kept else MAX_INFERRED)
+        check_mask(mask, str(file), n_classes=len(kept) if kept else MAX_INFERRED,
+                   declared=says_ignore(own, table))
         counts += np.bincount(mask.ravel(), minlength=256)
     shown = np.flatnonzero(counts[:IGNORE])
     if not shown[1:].size and not shown[:1].any():

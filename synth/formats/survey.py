@@ -40,11 +40,20 @@ class Options:
     like: DataInfo | None = None
 
 
-def survey(sources: Sequence[Source], declared: Declared, options: Options, *, where: str) -> DataInfo:
+def says_ignore(own: Declared, mask_map: Mapping[int, int] | None) -> bool:
+    """Returns whether a set says that 255 is ignore: its own dataset.json lists classes, or the map comes to 255."""
+    return own.classes is not None or IGNORE in (mask_map or {}).values()
+
+
+def survey(sources: Sequence[Source], declared: Declared, options: Options, *, where: str,
+           own: Declared | None = None) -> DataInfo:
     """Returns what the pixels and labels of a set mean, after reading each item once (one in memory at a time).
 
     Classes, channels and bit depth come from `declared` or else from the files. The intensity range of 8-bit images
     is (0, 255); of 16-bit images, the 0.05 and 99.95 percentiles of all their pixels.
+
+    Args:
+        own: what the set's own dataset.json says, if `declared` has more than that, from another set.
 
     Raises:
         UserError: naming the first file that breaks a rule.
@@ -53,6 +62,7 @@ def survey(sources: Sequence[Source], declared: Declared, options: Options, *, w
     levels = np.zeros(65536, np.int64)
     labels = np.zeros(256, np.int64)
     n_classes = len(declared.classes) if declared.classes else IGNORE
+    is_told = says_ignore(own or declared, options.mask_map)
     for source in sources:
         image, mask = source.item.read()
         kinds.append((1 if image.ndim == 2 else 3, image.dtype.itemsize * 8))
@@ -60,7 +70,7 @@ def survey(sources: Sequence[Source], declared: Declared, options: Options, *, w
             levels += np.bincount(image.ravel(), minlength=65536)
         if mask is not None:
             check_pair(image, mask, source.image_name)
-            check_mask(mask, source.mask_name, n_classes=n_classes)
+            check_mask(mask, source.mask_name, n_classes=n_classes, declared=is_told or source.item.made is not None)
             labels += np.bincount(mask.ravel(), minlength=256)
     channels = _one_kind(sources, [k[0] for k in kinds], options.channels or declared.channels, _describe_channels)
     bit_depth = _one_kind(sources, [k[1] for k in kinds], declared.bit_depth, _describe_depth)

@@ -4,6 +4,6 @@ Imported by name from their rooms: the placebo test (`synth.gates.seam`) and its
 train a network and so bring the training loop along.
 """
 
-from synth.gates.gates import Gates, GateSettings, Verdict, default_gates, run_gates
+from synth.gates.gates import Gates, GateSettings, Verdict, default_gates, rules_of, run_gates
 
-__all__ = ["GateSettings", "Gates", "Verdict", "default_gates", "run_gates"]
+__all__ = ["GateSettings", "Gates", "Verdict", "default_gates", "rules_of", "run_gates"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -63,6 +64,11 @@ class Verdict:
     scores: dict[str, float]
     kept: bool
     reason: str
+
+
+def rules_of(reason: str) -> list[str]:
+    """Returns the names of the rules that a pair failed, of a reason such as 'seam 0.90 > 0.50; no foreground left'."""
+    return [re.sub(r" \S+ [<>] \S+$", "", part) for part in reason.split("; ")]
 
 
 @dataclass(frozen=True)

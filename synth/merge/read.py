@@ -14,7 +14,7 @@ from synth.formats import load_images, parse_mask_map
 from synth.formats.decode import decode_mask
 from synth.formats.folder import image_files
 from synth.formats.info import read_declared
-from synth.formats.survey import number_classes
+from synth.formats.survey import number_classes, says_ignore
 from synth.formats.tables import same_form
 
 FOLDER = "annotators"
@@ -61,10 +61,13 @@ def read_crowd(root: str | Path, *, mask_map: str | None = None, channels: int |
                             f"{name}.png", repair="add a mask, or move the image elsewhere")
     mapping = parse_mask_map(mask_map)
     masks = tuple(_masks(item.id, item.read()[0].shape[:2], files, mapping) for item in images.items)
-    info = replace(images.info, classes=read_declared(root).classes or _classes(masks, mapping, root))
+    own = read_declared(root)
+    info = replace(images.info, classes=own.classes or _classes(masks, mapping, root))
     for name, found in zip(images.ids, masks, strict=True):
-        for own, mask in zip(files, found, strict=True):
-            check_mask(mask, str(own.get(name, name)), n_classes=len(info.classes)) if name in own else None
+        for of_rater, mask in zip(files, found, strict=True):
+            if name in of_rater:
+                check_mask(mask, str(of_rater[name]), n_classes=len(info.classes),
+                           declared=says_ignore(own, mapping))
     return Crowd(ImageSet(images.items, info, where=images.where), tuple(f.name for f in folders), masks)
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from synth.core.checks import IGNORE, UserError
 from synth.core.config import Settings
 from synth.core.files import write_json
 from synth.core.pairs import PairSet
+from synth.core.space import labels_to_keep
 from synth.formats import encode_png, load_pairs, write_folder
 from synth.merge.agree import dice, mean_dice, pair_dice, vote_weights, weighted_shares
 from synth.merge.read import Crowd, read_crowd
@@ -233,6 +235,9 @@ def merge_labels(root: str | Path, settings: MergeSettings | None = None, *, out
 def _write(crowd: Crowd, merged: Merge, settings: MergeSettings, out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(str(out), rule="it exists and is not an empty folder", repair="choose another out=")
+    if not any(labels_to_keep(torch.from_numpy(one.labels)).any() for one in merged.images):
+        raise UserError(crowd.images.where, rule=f"with method={settings.method} no image keeps any foreground, since "
+                        "its annotators nowhere agree on one", repair="look at their masks, or take method=staple")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.merge.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

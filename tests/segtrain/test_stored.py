@@ -23,6 +23,7 @@ from segtrain.transforms.geometry import sample_nearest
 from segtrain.transforms.warps import GridWarp, Stay
 from synth.core.checks import IGNORE, UserError
 from synth.core.pairs import ImageSet, memory_set
+from synth.formats.info import write_info
 
 CONFIG = {"size": 32, "batch_size": 4, "unlabelled_batch_size": 4, "model": {"name": "tiny", "channels": [8, 16]},
           "loop": {"steps": 2, "log_every": 1, "checkpoint_every": 2}}
@@ -142,6 +143,11 @@ def test_observers_are_read_beside_the_sets_own_mask(root: Path) -> None:
     assert "observers" in streams.fingerprints()
     apart = Streams.read(SETTINGS, PAIRS, extras=Extras(observers=(root,), held_out_share=0.05)).batches(0, 0, 1)
     assert torch.equal(apart["observers"][:, 1], apart["labels"]), "rows are those of what is left to train on"
+    write(second / "masks", {PAIRS.ids[1]: PAIRS[1].mask * 255})
+    with pytest.raises(UserError, match="mask_map='0:0,255:1'"):
+        read_observers([second], PAIRS, 32)
+    write_info(second, PAIRS.info)  # a set that says what its values mean
+    assert (read_observers([second], PAIRS, 32)[0, 1] == PAIRS[1].mask * 255).all()
     write(second / "masks", {PAIRS.ids[1]: np.full((32, 32), 7)})
     with pytest.raises(UserError, match=rf"{PAIRS.ids[1]}.png.*outside the classes"):
         read_observers([second], PAIRS, 32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -224,14 +225,26 @@ def test_mask_values_outside_the_classes(root: Path) -> None:
     refuses(root, NAME, "[7]", "0..1")
 
 
-def test_0_and_255_are_explained(root: Path) -> None:
+def test_0_and_255_are_explained_where_nobody_says_what_they_mean(root: Path, phantom_pairs: PairSet) -> None:
     mask = np.zeros((32, 32), np.uint8)
     mask[4:9, 4:9] = 255
-    for depth in ("L", "1"):
-        Image.fromarray(mask).convert(depth).save(mask_path(root))
-        refuses(root, NAME, "mask_map='0:0,255:1'")
+    Image.fromarray(mask).convert("1").save(mask_path(root))
+    refuses(root, NAME, "mask_map='0:0,255:1'")
+    mask_path(root).write_bytes(encode_png(mask))
+    assert np.array_equal(load_pairs(root)[2].mask, mask) and np.array_equal(load_masks(root)[2], mask)
+    for pair in phantom_pairs:
+        (root / "masks" / f"{pair.id}.png").write_bytes(encode_png(pair.mask * np.uint8(255)))
+    refuses(root, "no foreground anywhere", "mask_map='0:0,255:1'")
+    for pair in phantom_pairs:
+        (root / "masks" / f"{pair.id}.png").write_bytes(encode_png(pair.mask))
+    mask_path(root).write_bytes(encode_png(mask))
     (root / "dataset.json").unlink()
     refuses(root, NAME, "mask_map='0:0,255:1'")
+    for load in (load_masks, partial(load_pairs, like=phantom_pairs.info)):
+        with pytest.raises(UserError, match=f"{NAME}.*mask_map='0:0,255:1'"):
+            load(root)
+    told = {"mask_map": "0:0,1:1,255:255"}  # a map that comes to 255 says so, too
+    assert np.array_equal(load_pairs(root, **told)[2].mask, mask) and np.array_equal(load_masks(root, **told)[2], mask)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])

@@ -23,9 +23,10 @@ from synth.draw.curated import BUDGET
 from synth.draw.curation import LEAST_MEAN, ClassLosses, curate_batch, ignore_unlikely, pixel_loss
 from synth.draw.judges import check_strangers
 from synth.draw.shards import kept_hash
-from synth.formats import read_shards
+from synth.formats import load_pairs, read_shards
 from synth.gates import Verdict
 from synth.generator import CURATED, kept_by
+from synth.show import summary
 
 PAIRS = squares(6)
 PIPELINE = tiny_pipeline()
@@ -125,6 +126,34 @@ def test_agreement_and_ignored_share_are_scores_and_reasons_add_up() -> None:
     assert said[0].reason.startswith("gate; agreement 0.00") and said[1].reason.startswith("agreement 0.00")
     spared, _ = curate_batch(unit, wrong, verdicts, curation, kept=torch.ones_like(labels, dtype=torch.bool))
     assert torch.equal(spared, wrong), "a real image's own pixels keep their labels"
+
+
+def test_a_pair_that_loses_all_its_foreground_goes_and_the_set_can_be_read(made: Path, tmp_path: Path) -> None:
+    curation = default_curation(brightness_judge, None, PAIRS, size=32, settings=CurateSettings(ignore=1.25))
+    labels = torch.zeros(3, 32, 32, dtype=torch.long)
+    labels[0, :4], labels[1, :4] = 1, 1
+    unit = torch.full((3, 1, 32, 32), -1.0)
+    unit[1, :, :2] = 1.0
+    found, said = curate_batch(unit, labels, [Verdict({}, kept=True, reason="")] * 3, curation,
+                               kept=torch.zeros_like(labels, dtype=torch.bool))
+    assert found[0].unique().tolist() == [0, 255] and (found[1] == 1).any() and not found[2].any()
+    assert [v.reason for v in said] == ["no foreground left", "", ""], "one without any before lost nothing"
+    assert [v.kept for v in said] == [False, True, True]
+
+    denied = pixels_to_unit(np.stack([p.image[None] for p in read_shards(made).select([1, 4])]), (0, 255))
+
+    def denies_two(images: torch.Tensor) -> torch.Tensor:
+        p = brightness_judge(images)
+        p[[bool((denied == one).flatten(1).all(1).any()) for one in images], 1] = 1e-6
+        return p
+
+    rules = {"curate": {"ignore": 1.25, "kept_too": True, "min_agreement": 0}}
+    left = curate(made, denies_two, None, PAIRS, out=tmp_path / "out", held_out=others(), config=rules)
+    gone = read_shards(tmp_path / "out", "rejected")
+    assert len(left) == 5 and len(gone) == 2 and {i.made.reason for i in gone.items} == {"no foreground left"}
+    assert all(set(np.unique(pair.mask)) <= {0, 255} for pair in gone)
+    assert f"{len(gone)} rejected: no foreground left {len(gone)}" in summary(tmp_path / "out")[-1]
+    assert len(load_pairs(tmp_path / "out", split="train")) == len(left)
 
 
 def test_switched_off_it_leaves_no_trace(tmp_path: Path) -> None:

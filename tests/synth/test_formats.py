@@ -47,6 +47,22 @@ WRITERS: dict[str, Callable[[PairSet, Path], None]] = {
     "folder": write_folder, "imagefolder": write_imagefolder, "shards": write_shards}
 
 
+def test_a_mask_of_background_and_ignore_alone_is_read_from_every_layout(tmp_path: Path) -> None:
+    phantom = make_phantom(3, size=24)
+    pairs = list(phantom)
+    contested = pairs[1].mask * np.uint8(255)
+    made = Provenance(("p",), ("g",), 1, "cafe", "{}", "{}")
+    pairs[1] = dataclasses.replace(pairs[1], mask=contested, origin="synthetic", made=made)
+    for name, write in WRITERS.items():
+        out = tmp_path / name
+        items = [dataclasses.replace(item, origin=pair.origin, made=pair.made, read=lambda p=pair: (p.image, p.mask))
+                 for item, pair in zip(phantom.items, pairs, strict=True)]
+        write(PairSet(items, phantom.info), out)
+        assert np.array_equal(load_pairs(out)[1].mask, contested), name
+    (tmp_path / "shards" / "dataset.json").unlink()
+    assert np.array_equal(load_pairs(tmp_path / "shards")[1].mask, contested), "its provenance says who wrote it"
+
+
 def assert_same(left: ImageSet, right: ImageSet) -> None:
     assert left.ids == right.ids
     assert left.groups == right.groups

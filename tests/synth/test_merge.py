@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,6 +161,30 @@ def test_a_doubtful_pixel_is_ignored(tmp_path: Path, crowd: Path) -> None:
     vote = merge_labels(crowd, MergeSettings(method="vote"))
     ring = ndimage.binary_dilation(truths()[0], iterations=2) & (truths()[0] == 0)
     assert (vote.images[0].labels[ring] == 255).all() and (vote.images[0].labels[~ring] == truths()[0][~ring]).all()
+
+
+def two_annotators(root: Path, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Path:
+    """Returns the folder of what ann and bob say of each image, i0, i1, ..."""
+    for folder in ("images", "annotators/ann", "annotators/bob"):
+        (root / folder).mkdir(parents=True)
+    for i, masks in enumerate(pairs):
+        Image.fromarray(RNG.integers(0, 60, masks[0].shape).astype(np.uint8)).save(root / "images" / f"i{i}.png")
+        for name, mask in zip(("ann", "bob"), masks, strict=True):
+            Image.fromarray(mask.astype(np.uint8)).save(root / "annotators" / name / f"i{i}.png")
+    return root
+
+
+def test_an_image_whose_foreground_is_all_contested_is_written_and_read(tmp_path: Path) -> None:
+    disc, none = truths(1)[0], np.zeros((40, 40), np.uint8)
+    root, vote = two_annotators(tmp_path / "two", [(disc, disc), (disc, none)]), MergeSettings(method="vote")
+    merge_labels(root, vote, out=tmp_path / "out")
+    assert np.array_equal(load_pairs(tmp_path / "out")[1].mask, disc * np.uint8(255))
+    alone = two_annotators(tmp_path / "alone", [(disc, none)])
+    for name in ("ann", "bob"):  # two against two
+        shutil.copytree(alone / "annotators" / name, alone / "annotators" / f"{name}2")
+    with pytest.raises(UserError, match=r"alone: with method=vote no image keeps any foreground"):
+        merge_labels(alone, MergeSettings(method="vote", min_dice=0), out=tmp_path / "nothing")
+    assert not list(tmp_path.glob("*nothing*"))
 
 
 def test_training_counts_a_pair_by_its_weight(crowd: Path, tmp_path: Path) -> None:
