@@ -14,10 +14,22 @@ def dice(a: np.ndarray, b: np.ndarray, n_classes: int) -> float:
 
     Pixels that are 255 in either are left out.
     """
-    known = (a != IGNORE) & (b != IGNORE)
+    return _mean_dice_of(a, b, (a != IGNORE) & (b != IGNORE), n_classes)
+
+
+def dice_with_merged(said: np.ndarray, merged: np.ndarray, n_classes: int) -> float:
+    """Returns the Dice of an annotator's labels with the merged ones, both (H, W), mean over classes as in `dice`.
+
+    Only pixels of which the annotator says nothing are left out. Foreground where the merged label is 255 is contested
+    and counts as disagreement: left out, total disagreement would be none, since then every doubtful pixel is 255.
+    """
+    return _mean_dice_of(said, merged, said != IGNORE, n_classes)
+
+
+def _mean_dice_of(a: np.ndarray, b: np.ndarray, counted: np.ndarray, n_classes: int) -> float:
     scores = []
     for k in range(1, n_classes):
-        one, other = (a == k) & known, (b == k) & known
+        one, other = (a == k) & counted, (b == k) & counted
         if total := int(one.sum() + other.sum()):
             scores.append(2 * int((one & other).sum()) / total)
     return float(np.mean(scores)) if scores else 1.0

@@ -20,7 +20,7 @@ from synth.core.files import write_json
 from synth.core.pairs import PairSet
 from synth.core.space import labels_to_keep
 from synth.formats import encode_png, load_pairs, write_folder
-from synth.merge.agree import dice, mean_dice, pair_dice, vote_weights, weighted_shares
+from synth.merge.agree import dice_with_merged, mean_dice, pair_dice, vote_weights, weighted_shares
 from synth.merge.read import Crowd, read_crowd
 from synth.merge.staple import Patterns, patterns_of, staple, union_box
 
@@ -144,7 +144,8 @@ def merge(crowd: Crowd, settings: MergeSettings) -> Merge:
     """Returns the merged labels of every image and what is known of every annotator.
 
     A pair's weight is the mean, over its annotators, of (Dice with the merged labels of this image) x (mean Dice with
-    the merged labels of all images that somebody else labelled too).
+    the merged labels of all images that somebody else labelled too). What an annotator marks where the merged label is
+    255 counts as disagreement.
 
     Raises:
         UserError: if every annotator was left out.
@@ -168,7 +169,7 @@ def merge(crowd: Crowd, settings: MergeSettings) -> Merge:
     with_merged = np.full(there.shape, np.nan)
     for i in rows:
         for r in np.flatnonzero(there[i]):
-            with_merged[i, r] = dice(crowd.masks[i][r], flat[i][0], len(classes))
+            with_merged[i, r] = dice_with_merged(crowd.masks[i][r], flat[i][0], len(classes))
     trust = _trust(with_merged, there)
     images = [_merged(crowd, i, flat[i], table=table[i], scores=with_merged[i] * trust, who=there[i] & used)
               for i in rows]

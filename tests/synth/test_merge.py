@@ -19,7 +19,7 @@ from synth.cli import app
 from synth.core.checks import UserError
 from synth.formats import load_pairs, write_folder
 from synth.merge import MergeSettings, merge_labels
-from synth.merge.agree import vote_weights, weighted_shares
+from synth.merge.agree import dice_with_merged, vote_weights, weighted_shares
 from synth.merge.read import read_crowd
 from synth.merge.staple import patterns_of, staple, union_box
 
@@ -185,6 +185,30 @@ def test_an_image_whose_foreground_is_all_contested_is_written_and_read(tmp_path
     with pytest.raises(UserError, match=r"alone: with method=vote no image keeps any foreground"):
         merge_labels(alone, MergeSettings(method="vote", min_dice=0), out=tmp_path / "nothing")
     assert not list(tmp_path.glob("*nothing*"))
+
+
+def test_an_annotator_is_scored_over_all_that_it_says() -> None:
+    merged = np.array([[1, 1, 255, 255, 0, 2]], np.uint8)
+    for said, score in (([1, 1, 0, 0, 0, 2], 1), ([1, 1, 1, 1, 0, 2], (4 / 6 + 1) / 2), ([1, 1, 255, 255, 0, 2], 1),
+                        ([255, 1, 2, 0, 0, 2], (1 + 2 / 3) / 2), ([0, 0, 1, 0, 0, 0], 0)):
+        assert dice_with_merged(np.array([said], np.uint8), merged, 3) == pytest.approx(score), said
+
+
+def test_what_is_contested_lowers_the_weight(tmp_path: Path) -> None:
+    (disc, *_, other), none = truths(), np.zeros((40, 40), np.uint8)
+    apart, near = np.roll(other, 8, 1) & ~disc & 1, ndimage.binary_dilation(disc, iterations=2)
+    settings = MergeSettings(method="vote")
+    alike = merge_labels(two_annotators(tmp_path / "alike", [(disc, disc), (none, none)]), settings)
+    assert [one.weight for one in alike.images] == [1, 1]
+    pairs = [(disc, disc), (other, other), (none, none), (disc, near), (disc, apart)]
+    merged = merge_labels(two_annotators(tmp_path / "mixed", pairs), settings)
+    same, again, empty, ring, torn = (one.weight for one in merged.images)
+    assert merged.images[4].agreement == 0 and (merged.images[4].labels[(disc | apart) > 0] == 255).all()
+    assert same == again == empty > ring > torn == 0
+    lost = 2 * disc.sum() / (disc.sum() + near.sum())  # of bob, whose ring nobody shares
+    trust = [rater.dice_with_merged for rater in merged.raters]
+    assert trust == pytest.approx([4 / 5, (3 + lost) / 5], abs=1e-4)
+    assert ring == pytest.approx((trust[0] + lost * trust[1]) / 2, abs=1e-4)
 
 
 def test_training_counts_a_pair_by_its_weight(crowd: Path, tmp_path: Path) -> None:
