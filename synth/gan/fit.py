@@ -51,9 +51,14 @@ def check_settings(settings: TranslateSettings, *, n_ranks: int) -> None:
     if settings.batch_size % n_ranks:
         raise UserError(f"batch_size={settings.batch_size}", rule=f"it is no multiple of the {n_ranks} processes",
                         repair="change it or the number of processes")
-    if settings.layout.recombine:
-        raise UserError(f"layout.recombine={settings.layout.recombine:g}", rule="a translator learns from real pairs, "
-                        "and a recombined pair is none", repair="write 0; synth draw has its own layout settings")
+    for name in ("recombine", "balance", "grow_px", "bend_px"):
+        if getattr(settings.layout, name):
+            raise UserError(f"layout.{name}={getattr(settings.layout, name):g}", rule="a translator learns from real "
+                            "pairs, each as often as another, which are moved, turned and bent alone",
+                            repair="write 0; synth draw has its own layout settings")
+    if settings.layout.source != "transform":
+        raise UserError(f"layout.source={settings.layout.source}", rule="a translator learns from real pairs, and a "
+                        "drawn map has no image", repair="leave it out; synth draw has its own layout settings")
 
 
 def split_aside(arrays: Arrays, n: int, *, seed: int) -> tuple[Arrays, Arrays | None]:
@@ -121,8 +126,9 @@ def _check_unlabelled(settings: TranslateSettings, labelled: PairSet, unlabelled
         check_joinable(labelled, unlabelled, unlabelled.where)
 
 
-def _shown(arrays: Arrays) -> Shown:
-    labels, frames = torch.from_numpy(arrays.masks.astype(np.int64)), torch.from_numpy(frames_of(arrays))
+def _shown(arrays: Arrays, *, keep_in: str) -> Shown:
+    labels = torch.from_numpy(arrays.masks.astype(np.int64))
+    frames = torch.from_numpy(frames_of(arrays, keep_in=keep_in))
     return Shown(pixels_to_unit(arrays.images, arrays.info.intensity_range), labels, frames,
                  labels_to_told(labels, frames, n_classes=arrays.info.n_classes))
 
@@ -138,7 +144,9 @@ def _train_pipeline(settings: TranslateSettings, arrays: Arrays, pile: Arrays | 
     low, high = info.intensity_range
     pipeline = TranslatePipeline(recipe.averages["translator"].net.cpu(), info.n_classes, settings.model, unit_low=low,
                                  unit_high=high)
-    health = measure_health(pipeline, recipe, _shown(training), None if held is None else _shown(held),
+    keep_in = settings.layout.keep_in
+    aside = None if held is None else _shown(held, keep_in=keep_in)
+    health = measure_health(pipeline, recipe, _shown(training, keep_in=keep_in), aside,
                             settings=settings.collapse)
     if PartialState().is_main_process:
         write_json(out / "health.json", dataclasses.asdict(health))

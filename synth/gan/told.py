@@ -39,8 +39,10 @@ def labels_to_told(labels: torch.Tensor, keep_in: torch.Tensor, *, n_classes: in
     return torch.cat([onehot, distance[:, None], keep_in.cpu()[:, None].float()], 1)
 
 
-def frames_of(arrays: Arrays) -> np.ndarray:
-    """Returns the frame of each image, (N, S, S) bool."""
+def frames_of(arrays: Arrays, *, keep_in: str) -> np.ndarray:
+    """Returns the frame of each image, (N, S, S) bool; none with `layout.keep_in` "none"."""
+    if keep_in == "none":
+        return np.zeros(arrays.masks.shape, bool)
     return np.stack([keep_in_of(i, m) for i, m in zip(arrays.images, arrays.masks, strict=True)])
 
 
@@ -66,8 +68,11 @@ def pair_batches(arrays: Arrays, held: Arrays | None, settings: TranslateSetting
         pile: images without labels; each batch has as many as pairs, as they are, under the name "pile".
     """
     seed, info = settings.loop.seed, arrays.info
-    frames, aside = frames_of(arrays), None if held is None else _batch([
-        (i, m, f) for i, m, f in zip(held.images, held.masks, frames_of(held), strict=True)], held, prefix="held_")
+    keep_in, aside = settings.layout.keep_in, None
+    frames = frames_of(arrays, keep_in=keep_in)
+    if held is not None:
+        aside = _batch(list(zip(held.images, held.masks, frames_of(held, keep_in=keep_in), strict=True)), held,
+                       prefix="held_")
 
     def batches(step: int, rank: int, n_ranks: int) -> Batch:
         rows = rows_of(step, rank, n_ranks, n=len(arrays), batch_size=settings.batch_size, seed=seed)

@@ -26,6 +26,7 @@ from synth.gan.recipe import TranslateRecipe, build_discriminator, build_transla
 from synth.gan.settings import CollapseSettings, TranslateSettings
 from synth.gan.told import labels_to_told, pair_batches
 from synth.gan.translate import TranslatePipeline
+from synth.layouts import keep_in_of
 
 PAIRS = make_phantom(8, size=32, n_groups=8)
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -151,14 +152,33 @@ def test_pairs_move_together_and_nothing_is_known_where_the_frame_moved_in() -> 
     assert torch.equal(batch["told"][:, 0] + batch["told"][:, 1:-2].sum(1), known.float())
 
 
+def test_a_frame_is_told_only_where_it_is_kept() -> None:
+    arrays, told = PAIRS.arrays(32), {}
+    arrays.images[..., :6], arrays.masks[..., :6] = 0, 0
+    arrays.images[..., 6:] = arrays.images[..., 6:].clip(60)
+    for keep_in in ("frame", "none"):
+        settings = load_config(TranslateSettings, {**TRANSLATE, "still_share": 1.0, "layout": {
+            "recombine": 0, "keep_in": keep_in}})
+        told[keep_in] = pair_batches(arrays, arrays, settings)(0, 0, 1)
+    frame = keep_in_of(arrays.images[0], arrays.masks[0])
+    assert frame[:, :5].all(), "there is one"
+    for prefix in ("", "held_"):
+        parts = [told[keep_in][f"{prefix}told"] for keep_in in ("frame", "none")]
+        assert not torch.equal(*parts)
+
+
 @pytest.mark.parametrize(("override", "message"), [
     ("size=34", "size=34: with 3 widths the size is a multiple of 4"), ("layout.recombine=0.5", "layout.recombine=0.5"),
+    ("layout.recombine=0 layout.balance=1", "layout.balance=1"),
+    ("layout.recombine=0 layout.grow_px=3", "layout.grow_px=3"),
+    ("layout.recombine=0 layout.bend_px=2", "layout.bend_px=2"),
+    ("layout.recombine=0 layout.source=shape", "layout.source=shape"),
     ("kind=paint", "kind=paint: no such kind.*inpaint, translate"), ("model=stylegan", "model"),
     ("translater.lr=1", "did you mean translator")])
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path, override: str,
                                                                          message: str) -> None:
     with pytest.raises(UserError, match=message):
-        synth.fit(TRANSLATE, PAIRS, out=tmp_path / "run", overrides=[override])
+        synth.fit(TRANSLATE, PAIRS, out=tmp_path / "run", overrides=override.split())
     assert not (tmp_path / "run").exists()
 
 
