@@ -111,14 +111,13 @@ def _decide(probable: np.ndarray, settings: MergeSettings) -> np.ndarray:
     return np.where(probable.max(1) >= floor, probable.argmax(1), IGNORE).astype(np.uint8)
 
 
-def _expand(masks: np.ndarray, image: Patterns | None, probable: np.ndarray | None,
+def _expand(silent: np.ndarray, image: Patterns | None, probable: np.ndarray | None,
             settings: MergeSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Returns labels and their probability, both (H, W): background outside the box, 255 where nobody speaks."""
-    labels, confidence = np.zeros(masks.shape[1:], np.uint8), np.ones(masks.shape[1:])
+    """Returns labels and their probability, both (H, W): background outside the box, 255 where all are `silent`."""
+    labels, confidence = np.zeros(silent.shape, np.uint8), np.ones(silent.shape)
     if image is not None:
         labels[image.box] = _decide(probable, settings)[image.index]
         confidence[image.box] = probable.max(1)[image.index]
-    silent = (masks == IGNORE).all(0)
     return np.where(silent, IGNORE, labels).astype(np.uint8), np.where(silent, 0.0, confidence)
 
 
@@ -159,18 +158,21 @@ def merge(crowd: Crowd, settings: MergeSettings) -> Merge:
         raise UserError(f"min_dice={settings.min_dice:g}", rule="every annotator agrees less than this with the others",
                         repair="look at their masks, or lower min_dice")
     rows = [i for i in range(len(crowd.masks)) if (there[i] & used).any()]
-    boxes = {i: union_box(crowd.masks[i]) for i in rows}
+    # Who is left out decides nothing, not even where somebody speaks; its own rates are of what the others say.
+    boxes = {i: union_box(crowd.masks[i][used]) for i in rows}
+    silent = {i: (crowd.masks[i][used] == IGNORE).all(0) for i in rows}
     marked = [i for i in rows if boxes[i] is not None]
     patterns = [patterns_of(crowd.masks[i], boxes[i]) for i in marked]
     probable = _probabilities(patterns, settings, weights=weights, n_classes=len(classes))
     at = {i: k for k, i in enumerate(marked)}
-    flat = {i: _expand(crowd.masks[i], *((patterns[at[i]], probable[at[i]]) if i in at else (None, None)), settings)
+    flat = {i: _expand(silent[i], *((patterns[at[i]], probable[at[i]]) if i in at else (None, None)), settings)
             for i in rows}
     with_merged = np.full(there.shape, np.nan)
     for i in rows:
         for r in np.flatnonzero(there[i]):
-            with_merged[i, r] = dice_with_merged(crowd.masks[i][r], flat[i][0], len(classes))
-    trust = _trust(with_merged, there)
+            said = np.where(silent[i], IGNORE, crowd.masks[i][r])
+            with_merged[i, r] = dice_with_merged(said, flat[i][0], len(classes))
+    trust = _trust(with_merged, there & used)
     images = [_merged(crowd, i, flat[i], table=table[i], scores=with_merged[i] * trust, who=there[i] & used)
               for i in rows]
     raters = [Rater(name, int(there[:, r].sum()), _number(reliability[r]), float(_number(trust[r])), bool(used[r]),
@@ -178,9 +180,9 @@ def merge(crowd: Crowd, settings: MergeSettings) -> Merge:
     return Merge(raters, images, [crowd.images.ids[i] for i in range(len(crowd.masks)) if i not in rows])
 
 
-def _trust(with_merged: np.ndarray, there: np.ndarray) -> np.ndarray:
+def _trust(with_merged: np.ndarray, counting: np.ndarray) -> np.ndarray:
     # Alone on an image everybody agrees with what was merged there: it says nothing. Without any other, the mean does.
-    shared = np.where(there.sum(1, keepdims=True) > 1, with_merged, np.nan)
+    shared = np.where(counting.sum(1, keepdims=True) - counting > 0, with_merged, np.nan)
     known = np.isfinite(shared).sum(0)
     means = np.where(known > 0, np.nansum(shared, 0) / np.maximum(known, 1), np.nan)
     return np.where(known > 0, means, np.nanmean(means) if (known > 0).any() else 1.0)

@@ -211,6 +211,38 @@ def test_what_is_contested_lowers_the_weight(tmp_path: Path) -> None:
     assert ring == pytest.approx((trust[0] + lost * trust[1]) / 2, abs=1e-4)
 
 
+def test_who_is_left_out_decides_nothing(tmp_path: Path) -> None:
+    masks = truths(4)
+    for mask in masks:
+        mask[:6] = 255  # those who count say nothing there
+    root = two_annotators(tmp_path / "two", [(mask, mask) for mask in masks])
+    apart = shutil.copytree(root, tmp_path / "three")
+    (apart / "annotators" / "cy").mkdir()
+    for i, mask in enumerate(masks):
+        stray = np.zeros_like(mask)
+        stray[34:] = 1
+        Image.fromarray(stray).save(apart / "annotators" / "cy" / f"i{i}.png")
+    one, other = (merge_labels(folder, MergeSettings(method="vote")) for folder in (root, apart))
+    assert [rater.used for rater in other.raters] == [True, True, False]
+    for a, b in zip(one.images, other.images, strict=True):
+        assert np.array_equal(a.labels, b.labels) and np.array_equal(a.confidence, b.confidence)
+        assert (b.labels[:6] == 255).all() and (b.confidence[:6] == 0).all() and a.weight == b.weight == 1
+    assert one.raters == [replace(rater, dice_with_others=1.0) for rater in other.raters[:2]]
+    assert other.raters[2].dice_with_merged == 0 == other.raters[2].sensitivity["class_1"]
+
+
+def test_alone_but_for_one_who_is_left_out_it_says_nothing(tmp_path: Path) -> None:
+    disc, near = truths(1)[0], ndimage.binary_dilation(truths(1)[0], iterations=2)
+    root = two_annotators(tmp_path / "two", [(disc, near)] * 3)
+    (root / "annotators" / "cy").mkdir()
+    for i in range(3):
+        Image.fromarray(1 - disc).save(root / "annotators" / "cy" / f"i{i}.png")
+    (root / "annotators" / "ann" / "i2.png").unlink()
+    ann, bob, cy = merge_labels(root, MergeSettings(method="vote", min_dice=0.4)).raters
+    assert ann.used and bob.used and not cy.used
+    assert bob.dice_with_merged == pytest.approx(2 * disc.sum() / (disc.sum() + near.sum()), abs=0.01)
+
+
 def test_training_counts_a_pair_by_its_weight(crowd: Path, tmp_path: Path) -> None:
     merge_labels(crowd, out=tmp_path / "merged")
     pairs = load_pairs(tmp_path / "merged")
