@@ -9,7 +9,7 @@ from textwrap import indent
 from synth.commands.data import load_held_out, load_labelled, take_data
 from synth.core.config import load_config, to_yaml
 from synth.core.shell import required, say, take
-from synth.draw.curated import SelectSettings, curate, side_of
+from synth.draw.curated import SelectSettings, check_budget, curate, side_of
 from synth.draw.judges import load_pair
 from synth.formats import read_shards
 
@@ -26,6 +26,7 @@ def run_curate(made: Path, overrides: Sequence[str], *, dry_run: bool) -> None:
     for key in ("judge", "referee", "out"):
         folders[key], rest = take(rest, key)
     settings = load_config(SelectSettings, None, rest)
+    check_budget(settings, judge=bool(folders["judge"]))
     if dry_run:
         words = "".join(f"{key}: {value}\n" for key, value in {"made": made, **folders}.items())
         say(f"{words}data:\n" + indent(f"held_out: {held_out}\n" + to_yaml(data), "  ") + to_yaml(settings).rstrip())

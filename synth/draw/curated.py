@@ -111,6 +111,17 @@ def _judge_batch(pairs: Sequence[Pair], made: PairSet, curation: Curation | None
         yield _Judged(one.numpy().astype(np.uint8), {**verdict.scores, **scores}, verdict.reason)
 
 
+def check_budget(settings: SelectSettings, *, judge: bool) -> None:
+    """Returns nothing; raises if there is a budget and no judge to say which pairs are hard.
+
+    Raises:
+        UserError: naming the budget.
+    """
+    if settings.budget is not None and not judge:
+        raise UserError(f"budget={settings.budget}", rule="a judge has to say which pairs are hard, and there is none",
+                        repair="give judge= and referee=, two segmenters of different architecture, or leave it out")
+
+
 def choose(judged: Sequence[_Judged], settings: SelectSettings, supply: Supply | None) -> list[int]:
     """Returns which of the judged pairs stay: those that pass, at most `budget` of them by the supply's rule."""
     passed = [i for i, one in enumerate(judged) if not one.reason]
@@ -153,6 +164,7 @@ def curate(  # noqa: PLR0913 - a set, the two who judge it, and what they are ca
             parent's group is among the held-out pairs, or `out` holds another run.
     """
     settings = load_config(SelectSettings, config, overrides)
+    check_budget(settings, judge=judge is not None)
     pairs = read_shards(Path(made))
     _check_parents(pairs, held_out)
     size = side_of(pairs)

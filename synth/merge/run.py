@@ -218,6 +218,18 @@ def report_of(merged: Merge, settings: MergeSettings) -> dict[str, object]:
             "images": images, "left_out": merged.left_out}
 
 
+def check_settings(settings: MergeSettings) -> None:
+    """Returns nothing; raises if a setting is given that the method does not look at.
+
+    Raises:
+        UserError: naming the setting and the method that it is of.
+    """
+    for name, method in (("band", "soft"), ("min_dice", "vote")):
+        if name in settings.model_fields_set and settings.method != method:
+            raise UserError(f"{name}={getattr(settings, name):g}", rule=f"method={settings.method} does not look at it",
+                            repair=f"leave it out, or take method={method}")
+
+
 def merge_labels(root: str | Path, settings: MergeSettings | None = None, *, out: str | Path | None = None) -> Merge:
     """Returns the merged labels of `root` (images/ and annotators/WHO/NAME.png); with `out`, also writes them there.
 
@@ -225,9 +237,10 @@ def merge_labels(root: str | Path, settings: MergeSettings | None = None, *, out
     nothing.
 
     Raises:
-        UserError: if masks are missing or wrong, or `out` is not empty.
+        UserError: if masks are missing or wrong, a setting is of another method, or `out` is not empty.
     """
     settings = settings or MergeSettings()
+    check_settings(settings)
     crowd = read_crowd(root, mask_map=settings.mask_map, channels=settings.channels)
     merged = merge(crowd, settings)
     if out is not None:

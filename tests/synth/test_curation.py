@@ -14,6 +14,7 @@ import torch
 from tiny import blind_judge, brightness_judge, files_of, half_strict, squares, tiny_pipeline
 
 import synth
+from synth.commands.curate import run_curate
 from synth.core.checks import UserError
 from synth.core.pairs import PairSet
 from synth.core.space import pixels_to_unit
@@ -255,6 +256,14 @@ def test_what_cannot_be_curated_is_refused(what: str, match: str, made: Path, tm
         curate(made, judge, None, real, out=folder, config={"curate": {"ignore": 1.25, "min_agreement": 0}})
     with pytest.raises(UserError, match=match):
         curate(folder, judge, referee, real, out=tmp_path / "out", held_out=held_out, config=config)
+
+
+def test_a_budget_without_a_judge_is_named_as_it_was_written(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^budget=3: .*judge=") as refused:
+        curate(made, None, None, PAIRS, out=tmp_path / "out", config={"budget": 3})
+    assert "supply" not in str(refused.value)
+    with pytest.raises(UserError, match=r"^budget=3: "):
+        run_curate(made, ["budget=3", f"out={tmp_path / 'out'}"], dry_run=True)
 
 
 def test_rules_without_a_model_stop_a_drawing_run(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from segtrain.settings import SegmentSettings
 from segtrain.streams import Streams
 from synth.cli import app
 from synth.core.checks import UserError
+from synth.core.config import load_config
 from synth.formats import load_pairs, write_folder
 from synth.merge import MergeSettings, merge_labels
 from synth.merge.agree import dice_with_merged, vote_weights, weighted_shares
@@ -292,6 +293,18 @@ def test_bad_input_is_named(crowd: Path, tmp_path: Path) -> None:
     Image.fromarray(np.eye(40, dtype=np.uint8) * 9).save(crowd / "annotators" / "ann" / "i0.png")
     with pytest.raises(UserError, match="2 to 8 never occur"):
         merge_labels(crowd)
+
+
+@pytest.mark.parametrize(("setting", "method", "own"), [
+    ("min_dice=0.7", "staple", "vote"), ("min_dice=0.5", "soft", "vote"), ("band=0.1", "vote", "soft"),
+    ("band=0.2", "staple_per_class", "soft")])
+def test_a_setting_of_another_method_is_refused(crowd: Path, setting: str, method: str, own: str) -> None:
+    def settings(method: str) -> MergeSettings:
+        return load_config(MergeSettings, {}, [setting, f"method={method}"])
+
+    with pytest.raises(UserError, match=f"^{setting}: method={method} does not.*method={own}"):
+        merge_labels(crowd, settings(method))
+    assert merge_labels(crowd, settings(own)).images
 
 
 def test_weights_are_numbers_from_0_to_1(crowd: Path, tmp_path: Path) -> None:
