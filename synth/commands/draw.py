@@ -94,9 +94,11 @@ def run_draw(request: DrawRequest, *, no_paint: bool) -> None:
     folders, settings = request.folders, request.settings
     out = required(folders["out"], "out", "data/made")
     if no_paint:
-        check_unpainted(settings, request.changes, hosts=folders["data.hosts"])
+        unread = {word: folder for word, folder in folders.items() if word != "out"}
+        check_unpainted(settings, request.changes, {**unread, "data.unlabelled": request.data.unlabelled})
         refuse([f"gates.{word}" for word in request.strictness.model_fields_set],
                "nothing of gates. with --no-paint: there are none")
+    there = (Path(out) / "README.md").exists()
     check_supply(settings, folders["judge"], folders["referee"])
     check_held_out(settings, folders["data.held_out"])
     generator = None if no_paint else with_changes(
@@ -106,8 +108,8 @@ def run_draw(request: DrawRequest, *, no_paint: bool) -> None:
         made = draw(None, labelled, n=request.n, seed=request.seed, out=out, config=settings, size=request.size)
     else:
         made = _paint(request, generator, labelled, out=out)
-    if made is not None:
-        say(f"{out}: {len(made)} pairs kept of {request.n} asked for")
+    if made is not None:  # only whoever ends last has them all, and says so unless they were there before
+        say(f"{out}: {len(made)} pairs kept of {request.n} asked for", anyone=not there)
 
 
 def _paint(request: DrawRequest, generator: Generator, labelled: PairSet, *, out: str) -> PairSet | None:

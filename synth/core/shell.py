@@ -59,9 +59,9 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str) -> None:
-    """Prints one line, once for all processes."""
-    if is_main():
+def say(text: str, *, anyone: bool = False) -> None:
+    """Prints one line, once for all processes; `anyone`: for this one, the first or not, knows what others do not."""
+    if anyone or is_main():
         typer.echo(text)
 
 

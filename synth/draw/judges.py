@@ -123,11 +123,12 @@ def check_held_out(settings: DrawSettings, held_out: str | None) -> None:
                         repair="add curate.ignore=1.25 or curate.min_agreement=0.8, or leave it out")
 
 
-def check_unpainted(settings: DrawSettings, changes: Mapping[str, JsonValue], *, hosts: str | None) -> None:
+def check_unpainted(settings: DrawSettings, changes: Mapping[str, JsonValue], folders: Mapping[str, str | None]
+                    ) -> None:
     """Returns nothing; raises UserError if a run that paints nothing is told how to paint, or to choose.
 
     Args:
-        changes: of the sampler. hosts: folder of images to paint objects into.
+        changes: of the sampler. folders: that such a run does not read, by the words that name them.
     """
     if not settings.curate.is_off:
         raise UserError("--no-paint", rule="transformed sources are written as they come, with their own labels",
@@ -136,7 +137,8 @@ def check_unpainted(settings: DrawSettings, changes: Mapping[str, JsonValue], *,
         raise UserError("--no-paint", rule="transformed sources are written as they come, none is chosen",
                         repair="leave supply.oversample= out")
     check_layout(settings.layout, None)
-    told = {"repaint_share=": settings.repaint_share > 0, "data.hosts=": bool(hosts), "preset= and sampler.": changes}
+    told = {"repaint_share=": settings.repaint_share > 0, "preset= and sampler.": changes,
+            **{f"{word}=": folder for word, folder in folders.items()}}
     for name, there in told.items():
         if there:
             raise UserError("--no-paint", rule="nothing is painted, so nothing can be said of how",

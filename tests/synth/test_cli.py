@@ -23,6 +23,7 @@ from tiny import FIT, files_of, squares, tiny_pipeline
 
 import segtrain
 import synth
+from synth.core import shell
 from synth.core.checks import UserError
 from synth.core.shell import run, take_number
 from synth.formats import load_pairs, read_shards
@@ -249,6 +250,26 @@ def test_an_out_that_is_a_file_or_lies_in_one_is_one_line(home: Path, tmp_path: 
     assert "it is a file" in mistake(capsys, *words, f"out={tmp_path}/file")
     assert "Not a directory" in mistake(capsys, *words, f"out={tmp_path}/file/made")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_whoever_draws_the_last_pairs_says_how_many_there_are(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("draw", home / "draw.yaml", f"data.labelled={home}/labelled", "n=2", "size=32", "--no-paint",
+             f"out={tmp_path}/made")
+    monkeypatch.setattr(shell, "is_main", lambda: False)
+    assert synth_cli(*words) == 0 and "2 pairs kept of 2" in capsys.readouterr().out
+    assert synth_cli(*words) == 0 and not capsys.readouterr().out, "they were there: the first process says so"
+    monkeypatch.undo()
+    assert synth_cli(*words) == 0 and "2 pairs kept of 2" in capsys.readouterr().out
+
+
+def test_folders_that_nothing_would_read_are_refused_with_no_paint(home: Path, tmp_path: Path,
+                                                                   capsys: pytest.CaptureFixture) -> None:
+    words = ("draw", home / "draw.yaml", f"data.labelled={home}/labelled", "n=2", "size=32", f"out={tmp_path}/made")
+    for word in ("generator", "judge", "referee", "seam", "shape", "appearance", "data.hosts", "data.held_out",
+                 "data.unlabelled"):
+        assert f"leave {word}= out" in mistake(capsys, *words, f"{word}=nowhere", "--no-paint")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_grid_is_no_jpeg(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
