@@ -23,6 +23,7 @@ from synth.gan.recipe import TranslateRecipe, build_discriminator, build_transla
 from synth.gan.settings import TranslateSettings
 from synth.gan.told import frames_of, labels_to_told, pair_batches
 from synth.gan.translate import TranslatePipeline
+from synth.layouts import check_moves_alone
 from synth.pipelines import quiet, save_pipeline
 
 LEAST_PAIRS = 4
@@ -51,14 +52,8 @@ def check_settings(settings: TranslateSettings, *, n_ranks: int) -> None:
     if settings.batch_size % n_ranks:
         raise UserError(f"batch_size={settings.batch_size}", rule=f"it is no multiple of the {n_ranks} processes",
                         repair="change it or the number of processes")
-    for name in ("recombine", "balance", "grow_px", "bend_px"):
-        if getattr(settings.layout, name):
-            raise UserError(f"layout.{name}={getattr(settings.layout, name):g}", rule="a translator learns from real "
-                            "pairs, each as often as another, which are moved, turned and bent alone",
-                            repair="write 0; synth draw has its own layout settings")
-    if settings.layout.source != "transform":
-        raise UserError(f"layout.source={settings.layout.source}", rule="a translator learns from real pairs, and a "
-                        "drawn map has no image", repair="leave it out; synth draw has its own layout settings")
+    check_moves_alone(settings.layout, rule="a translator learns from real pairs, each as often as another, which are "
+                      "moved, turned and bent alone", repair="synth draw has its own layout settings")
 
 
 def split_aside(arrays: Arrays, n: int, *, seed: int) -> tuple[Arrays, Arrays | None]:

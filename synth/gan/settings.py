@@ -83,7 +83,7 @@ class TranslateSettings(Settings):
 
     Attributes:
         size: side of the images, px; a multiple of 2^(levels - 1).
-        layout: random edits of the training pairs, so that few masks become many; `recombine` is not used here.
+        layout: random edits of the training pairs, so that few masks become many; what else layouts can do is refused.
         still_share: of the training pairs, those that are shown as they are.
     """
 

@@ -24,7 +24,7 @@ from synth.layouts.recombine import (
     share_with_several,
 )
 from synth.layouts.rules import Rules, RuleSettings, learn_rules
-from synth.layouts.settings import LayoutSettings
+from synth.layouts.settings import LayoutSettings, check_moves_alone
 from synth.layouts.shape import ShapeCode, ShapeModel, Shapes
 from synth.layouts.warp import (
     IDENTITY,
@@ -40,7 +40,7 @@ from synth.layouts.warp import (
 __all__ = [
     "IDENTITY", "Affine", "Anatomy", "Layout", "LayoutSettings", "Morph", "Placed", "Recombination", "RuleSettings",
     "Rules", "ShapeCode", "ShapeModel", "Shapes", "apply_image", "apply_layout", "apply_mask", "apply_morph",
-    "apply_region", "bounded", "class_chances", "detect_frame", "draw_affine", "draw_fitting", "draw_layout",
-    "draw_morph", "fits", "hole_of", "is_cut", "keep_in_of", "layout_from_json", "layout_to_json", "learn_anatomy",
-    "learn_rules", "mirrored_in", "place", "second_parent", "share_with_several",
+    "apply_region", "bounded", "check_moves_alone", "class_chances", "detect_frame", "draw_affine", "draw_fitting",
+    "draw_layout", "draw_morph", "fits", "hole_of", "is_cut", "keep_in_of", "layout_from_json", "layout_to_json",
+    "learn_anatomy", "learn_rules", "mirrored_in", "place", "second_parent", "share_with_several",
 ]

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat
 
+from synth.core.checks import UserError
 from synth.core.config import Settings
 from synth.layouts.rules import RuleSettings
 
@@ -69,3 +70,24 @@ class LayoutSettings(Settings):
     def is_free(self) -> bool:
         """Whether labels change shape in ways that pixels cannot follow."""
         return self.source == "shape" or self.grow_px > 0 or self.bend_px > 0
+
+
+def check_moves_alone(layout: LayoutSettings, *, rule: str, repair: str) -> None:
+    """Returns nothing; raises if `layout` asks for more than to move, turn and bend maps, each as often as another.
+
+    Args:
+        rule: why nothing else is done here. repair: where it is.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    plain = LayoutSettings(recombine=0.0)
+    for name in ("recombine", "balance", "grow_px", "bend_px", "source"):
+        told, still = getattr(layout, name), getattr(plain, name)
+        if told != still:
+            words = [one if isinstance(one, str) else f"{one:g}" for one in (told, still)]
+            raise UserError(f"layout.{name}={words[0]}", rule=rule, repair=f"write {words[1]}; {repair}")
+    for name in RuleSettings.model_fields:
+        if getattr(layout.rules, name) != getattr(plain.rules, name):
+            raise UserError(f"layout.rules.{name}", rule=f"{rule}, and no rule is asked",
+                            repair=f"leave it out; {repair}")

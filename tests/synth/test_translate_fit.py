@@ -173,6 +173,8 @@ def test_a_frame_is_told_only_where_it_is_kept() -> None:
     ("layout.recombine=0 layout.grow_px=3", "layout.grow_px=3"),
     ("layout.recombine=0 layout.bend_px=2", "layout.bend_px=2"),
     ("layout.recombine=0 layout.source=shape", "layout.source=shape"),
+    ("layout.recombine=0 layout.rules.apart=[[1,2]]", "layout.rules.apart"),
+    ("layout.recombine=0 layout.rules.learn=false", "layout.rules.learn"),
     ("kind=paint", "kind=paint: no such kind.*inpaint, translate"), ("model=stylegan", "model"),
     ("translater.lr=1", "did you mean translator")])
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path, override: str,

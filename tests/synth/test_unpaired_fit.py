@@ -159,6 +159,7 @@ def test_what_it_cannot_use_is_refused(masks: MaskSet, run: Path, tmp_path: Path
         synth.fit(UNPAIRED, None, three, masks=masks, out=out)
     for override, message in (("size=34", "multiple of"), ("layout.recombine=0.5", "recombine"),
                               ("layout.grow_px=2", "grow_px"), ("layout.source=shape", "layout.source"),
+                              ("layout.rules.learn=false", "layout.rules.learn"),
                               ("translator.widths=[8,8]", "translator.widths")):
         with pytest.raises(UserError, match=message):
             synth.fit(UNPAIRED, None, PILE, masks=masks, out=out, overrides=[override])

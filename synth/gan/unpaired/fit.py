@@ -37,6 +37,7 @@ from synth.gan.unpaired.label import FOLDER, LabelPipeline
 from synth.gan.unpaired.networks import StyleEncoder
 from synth.gan.unpaired.recipe import NCE_LEVEL, UnpairedRecipe, told_of
 from synth.gan.unpaired.settings import UnpairedSettings
+from synth.layouts import check_moves_alone
 from synth.pipelines import change_index, save_pipeline
 
 N_LOOKED_AT = 128
@@ -61,14 +62,9 @@ def check_settings(settings: UnpairedSettings, *, n_ranks: int) -> None:
     if settings.batch_size % n_ranks:
         raise UserError(f"batch_size={settings.batch_size}", rule=f"it is no multiple of the {n_ranks} processes",
                         repair="change it or the number of processes")
-    for name in ("recombine", "balance", "grow_px", "bend_px"):
-        if getattr(settings.layout, name):
-            raise UserError(f"layout.{name}={getattr(settings.layout, name):g}", rule="masks without images are only "
-                            "moved, turned and bent here", repair="write 0; draw such masks with synth layouts first, "
-                            "and give their folder as data.masks")
-    if settings.layout.source != "transform":
-        raise UserError(f"layout.source={settings.layout.source}", rule="masks come from data.masks alone",
-                        repair="draw masks from the shape model with synth layouts first, and give their folder")
+    check_moves_alone(settings.layout, rule="masks without images come from data.masks and are only moved, turned and "
+                      "bent here", repair="draw other masks with synth layouts first, and give their folder as "
+                      "data.masks")
 
 
 def _check_sets(masks: MaskSet, images: ImageSet) -> None:
