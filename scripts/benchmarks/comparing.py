@@ -1,4 +1,4 @@
-"""One comparison, as `segtrain compare` runs it, turned into rows; used by utility.py and where_it_helps.py."""
+"""One comparison, as `segtrain compare` runs it, turned into rows; used by the scripts that compare."""
 
 from __future__ import annotations
 
@@ -47,6 +47,19 @@ class Compared:
         check_budgets(flat)
         return (f"{len(flat)} runs of {flat[0].steps} steps over {flat[0].images_seen:,} supervised images each; "
                 f"{flat[0].n_labelled} labelled images")
+
+
+def ask_for_labels(arguments: argparse.ArgumentParser) -> None:
+    """Adds how many label draws there are, and what each labels."""
+    arguments.add_argument("--draws", type=int, default=5, help="label draws; default 5, quick 1")
+    arguments.add_argument("--labels", type=int, default=20, help="labelled images of each; default 20")
+    arguments.add_argument("--groups", type=int, default=None, help="label every image of so many groups instead")
+
+
+def labels_of(args: argparse.Namespace) -> list[str]:
+    """Returns the settings of a comparison that `ask_for_labels` asked for."""
+    budget = [f"n_labelled={args.labels}"] if args.groups is None else ["n_labelled=null", f"n_groups={args.groups}"]
+    return [f"draws={1 if args.quick else args.draws}", *budget]
 
 
 def run_comparison(data: DataSet, name: str, args: argparse.Namespace, overrides: Sequence[str]) -> Compared:

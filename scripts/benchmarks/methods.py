@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 
 from common import Row, begin, comma, data_sets, parser, run_script, write
-from comparing import Compared, run_comparison, seeds_of
+from comparing import Compared, ask_for_labels, labels_of, run_comparison, seeds_of
 
 METHODS = ("mean_teacher", "fixmatch_ema", "unimatch", "bcp", "cps", "dsaif", "cfc_net")
 
@@ -33,16 +33,13 @@ def kept_rows(data: str, done: Compared, arms: dict[str, str]) -> list[Row]:
 def main() -> None:
     """Compares the methods on every data set and writes the rows."""
     arguments = parser(__doc__)
-    arguments.add_argument("--draws", type=int, default=5, help="label draws; default 5, quick 1")
-    arguments.add_argument("--labels", type=int, default=20, help="labelled images of each; default 20")
-    arguments.add_argument("--groups", type=int, default=None, help="label every image of so many groups instead")
+    ask_for_labels(arguments)
     arguments.add_argument("--methods", type=comma(str), default=METHODS, help=f"default {','.join(METHODS)}")
     args = begin(arguments)
     arms = {method: f"real+unlabelled:{method}" for method in args.methods}
-    budget = [f"n_labelled={args.labels}"] if args.groups is None else ["n_labelled=null", f"n_groups={args.groups}"]
     rows, found = [], []
     for data in data_sets(args):
-        done = run_comparison(data, "methods", args, [f"draws={1 if args.quick else args.draws}", *budget,
+        done = run_comparison(data, "methods", args, [*labels_of(args),
                                                       f"arms={json.dumps(['real', *arms.values()])}"])
         found.append(done)
         print(f"{data.name}: {done.budget()}")

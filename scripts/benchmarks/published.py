@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import Row, begin, code_hash, comma, data_sets, parser, run_script, settings_for, write
-from comparing import Compared, run_comparison, seeds_of
+from comparing import Compared, ask_for_labels, labels_of, run_comparison, seeds_of
 from released import RELEASED, Run
 
 from segtrain.compare.data import Parts, fingerprint
@@ -62,18 +62,14 @@ def released_run(name: str, parts: Parts, draw: int, segment: SegmentSettings, h
 def main() -> None:
     """Runs both sides on every data set and writes the rows."""
     arguments = parser(__doc__)
-    arguments.add_argument("--draws", type=int, default=5, help="label draws; default 5, quick 1")
-    arguments.add_argument("--labels", type=int, default=20, help="labelled images of each; default 20")
-    arguments.add_argument("--groups", type=int, default=None, help="label every image of so many groups instead")
+    ask_for_labels(arguments)
     arguments.add_argument("--methods", type=comma(str), default=list(RELEASED), help=f"default {','.join(RELEASED)}")
     args = begin(arguments)
     if strange := sorted({*args.methods} - {*RELEASED}):
         raise UserError(f"--methods {strange[0]}", rule="no such released step",
                         repair=f"choose among {', '.join(RELEASED)}")
     arms = {m: "real" if m == "supervised" else f"real+unlabelled:{m}" for m in args.methods}
-    draws = 1 if args.quick else args.draws
-    budget = [f"n_labelled={args.labels}"] if args.groups is None else ["n_labelled=null", f"n_groups={args.groups}"]
-    chosen = [f"draws={draws}", *budget, f"arms={json.dumps(list(dict.fromkeys(['real', *arms.values()])))}"]
+    chosen = [*labels_of(args), f"arms={json.dumps(list(dict.fromkeys(['real', *arms.values()])))}"]
     rows, found = [], []
     for data in data_sets(args):
         settings = settings_for(data, args, chosen)
@@ -82,7 +78,7 @@ def main() -> None:
             raise UserError("segment.unlabelled_batch_size", rule="the released step of bcp mixes as many unlabelled "
                             "images as labelled ones", repair="give segment.batch_size the same number")
         runs: dict[str, list[RunResult]] = {}
-        for draw in range(draws):
+        for draw in range(settings.draws):
             for name in args.methods:
                 one = released_run(name, parts, draw, segment, args.out / data.name)
                 logging.info("%s, draw %d, released %s: Dice %.3f in %.0f s", data.name, draw, name,

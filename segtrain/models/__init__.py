@@ -11,7 +11,7 @@ from segtrain.models.nested import unetpp
 from segtrain.models.probabilistic import probabilistic
 from segtrain.models.queries import queries
 from segtrain.models.segnet import Ensemble, Features, Part, Seen, SegNet, Widths, at_depth
-from segtrain.models.tiny import ALONE, lite, plain, tiny
+from segtrain.models.tiny import ChannelNorm, lite, plain, tiny
 from segtrain.models.weights import SHIPPED, load_encoder
 from segtrain.settings import ModelSettings
 from segtrain.streams.fingerprint import Standard, door
@@ -171,7 +171,7 @@ def check_size(net: nn.Module, size: int) -> None:
         low = size // net.stride * net.stride
         raise UserError(f"size {size}", rule=f"this network needs a multiple of {net.stride} px",
                         repair=f"take {low or net.stride} or {low + net.stride}")
-    if size == net.stride and any(isinstance(module, ALONE) for module in net.modules()):
+    if size == net.stride and any(isinstance(module, ChannelNorm) for module in net.modules()):
         raise UserError(f"size {size}", rule="one pixel is left of it at the network's coarsest level, of which a norm "
                         "over each channel leaves the sign at most", repair="take a larger size, fewer "
                         "model.channels, or model.norm=group")

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from segtrain.models.segnet import Features, SegNet, Widths
+from segtrain.models.tiny import group_norm
 from segtrain.settings import ModelSettings
 from synth.core.checks import UserError
 from synth.core.files import hash_json, sha256
@@ -96,8 +97,8 @@ class _Residual(nn.Module):
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(_norm(n_in), nn.SiLU(), nn.Conv2d(n_in, n_out, 3, padding=1), _norm(n_out),
-                                    nn.SiLU(), nn.Conv2d(n_out, n_out, 3, padding=1))
+        self.layers = nn.Sequential(group_norm(n_in), nn.SiLU(), nn.Conv2d(n_in, n_out, 3, padding=1),
+                                    group_norm(n_out), nn.SiLU(), nn.Conv2d(n_out, n_out, 3, padding=1))
         self.skip = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -110,7 +111,7 @@ class _Attention(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm, self.read, self.out = _norm(width), nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
+        self.norm, self.read, self.out = group_norm(width), nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns x (B, D, h, w) with what each cell read added."""
@@ -128,7 +129,7 @@ class Mapping(nn.Module):
         blocks = [_Residual(a, b) for a, b in zip((channels[0], *channels), channels, strict=False)]
         last = channels[-1]
         self.layers = nn.Sequential(nn.Conv2d(n_latent, channels[0], 3, padding=1), *blocks, _Attention(last),
-                                    _Residual(last, last), _norm(last), nn.SiLU(),
+                                    _Residual(last, last), group_norm(last), nn.SiLU(),
                                     nn.Conv2d(last, n_latent, 3, padding=1))
 
     def forward(self, features: Features) -> torch.Tensor:
@@ -136,8 +137,6 @@ class Mapping(nn.Module):
         return self.layers(features[-1])
 
 
-def _norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(max(g for g in (1, 2, 4, 8) if width % g == 0), width)
 
 
 def _moments(vae: AutoencoderKL) -> tuple[float, float]:

@@ -14,18 +14,22 @@ from segtrain.settings import Norm
 from synth.core.pretrained import LITE0_WIDTHS, lite0_stages, unit_to_lite0
 
 EPSILON = 1e-5
-"""Beneath the root of every norm here, as torch's own have it."""
+"""Added beneath a norm's root, as much as torch's own norms add."""
 
 
-class InstanceNorm(nn.Module):
-    """Each channel of each image to mean 0 and variance 1, then a learnt scale and shift; the same in evaluation.
-
-    torch's own leaves channels-last memory, which the convolutions around it want: a copy to and fro at every layer.
-    """
+class ChannelNorm(nn.Module):
+    """A norm over each channel of each image, of which one pixel would keep its sign at most; then scale and shift."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+
+class InstanceNorm(ChannelNorm):
+    """Each channel of each image to mean 0 and variance 1, then a learnt scale and shift; the same in evaluation.
+
+    torch's own leaves channels-last memory, which the convolutions around it want: a copy to and fro at every layer.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns `x` (B, C, h, w) normalised, in the memory format that it has."""
@@ -36,16 +40,12 @@ class InstanceNorm(nn.Module):
         return torch.cat(alone) if len(alone) != 1 else alone[0]
 
 
-class ResponseNorm(nn.Module):
+class ResponseNorm(ChannelNorm):
     """Each channel of each image over its root mean square, then a learnt scale and shift; the same in evaluation.
 
     Filter response normalisation (Singh & Krishnan 2020) without its learnt threshold. Unlike instance norm it leaves
     the mean in: a faint channel of large mean is not blown up to what a strong one is.
     """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns `x` (B, C, h, w) normalised, in the memory format that it has."""
@@ -56,11 +56,13 @@ class ResponseNorm(nn.Module):
         return torch.addcmul(self.bias[:, None, None], x, scale)
 
 
-ALONE = (ResponseNorm, InstanceNorm)
-"""Norms over one channel of one image, of which a single pixel would keep its sign at most."""
-_NORMS: dict[Norm, Callable[[int], nn.Module]] = {
-    "response": ResponseNorm, "instance": InstanceNorm,
-    "group": lambda width: nn.GroupNorm(max(g for g in (1, 2, 4, 8) if width % g == 0), width)}
+def group_norm(width: int) -> nn.GroupNorm:
+    """Returns the norm over the most groups of channels, up to eight, that `width` can be divided into."""
+    return nn.GroupNorm(max(g for g in (1, 2, 4, 8) if width % g == 0), width)
+
+
+_NORMS: dict[Norm, Callable[[int], nn.Module]] = {"response": ResponseNorm, "instance": InstanceNorm,
+                                                  "group": group_norm}
 
 
 def block(n_in: int, n_out: int, norm: Norm = "group") -> nn.Sequential:

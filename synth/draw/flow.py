@@ -81,8 +81,7 @@ class Before:
     Attributes:
         window: what is painted of images at native size. hosts: images that get the objects. shapes: draws new masks.
         recolourer: changes the sources' amplitudes; repainter: their objects; lender: draws, perhaps with others'
-            amplitudes. shown_px, ring_px, painted:
-            see `transform_pairs`.
+            amplitudes. shown_px, ring_px, painted: see `transform_pairs`.
     """
 
     window: Window | None = None

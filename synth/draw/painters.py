@@ -76,13 +76,10 @@ def seeds_apart(generator: Generator, seeds: Sequence[int], owners: Sequence[tup
 
 def _apart(generator: Generator, seed: int, owner: tuple[str, str]) -> int:
     tries = [seed, *(derive_seed(seed, "lender", k) for k in range(TRIES))]
-    found = [(one, generator.lenders([one])[0]) for one in tries[:1]]
-    if found[0][1] is None:
-        return seed
-    found += [(one, generator.lenders([one])[0]) for one in tries[1:]] if found[0][1][1] == owner[1] else []
-    for part in (1, 0):  # by group, else by id
-        for one, lender in found:
-            if lender[part] != owner[part] and lender[0] != owner[0]:
+    lenders = generator.lenders(tries)
+    for part in (1, 0):  # of another group, else another image of the same
+        for one, lender in zip(tries, lenders, strict=True):
+            if lender is None or (lender[part] != owner[part] and lender[0] != owner[0]):
                 return one
     raise UserError(f"{owner[0]}: {type(generator).__name__}", rule="it has no amplitudes to lend but this image's own",
                     repair="fit it on more images, or with data.unlabelled=")
