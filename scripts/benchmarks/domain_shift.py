@@ -62,12 +62,14 @@ class Side:
 
     Attributes:
         data: name of the set. domain: of its `domains.csv`; "" = all. shape: height and width, px, of the images that
-            are meant; None = any. A set collected from many microscopes has one size for each.
+            are meant; None = any. A set collected from many devices has one size for each. others: the images of every
+            other shape are meant.
     """
 
     data: str
     domain: str = ""
     shape: tuple[int, int] | None = None
+    others: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,17 +86,24 @@ class Shift:
 
 
 FLUORESCENCE = Side("dsb2018_nuclei", "fluorescence_dark")
+MICROSCOPE, DIMMER, WIDER = (dataclasses.replace(FLUORESCENCE, shape=shape)
+                             for shape in ((256, 256), (360, 360), (287, 384)))
+CAMERA = Side("isic_skin", "melanoma", shape=(288, 384))
 SHIFTS = {
     "drive-chase_db1": Shift(Side("drive"), Side("chase_db1"), size=128),
-    "nuclei_microscope-dimmer": Shift(dataclasses.replace(FLUORESCENCE, shape=(256, 256)),
-                                      dataclasses.replace(FLUORESCENCE, shape=(360, 360))),
-    "nuclei_microscope-itself": Shift(dataclasses.replace(FLUORESCENCE, shape=(256, 256)), None),
+    "chase_db1-drive": Shift(Side("chase_db1"), Side("drive"), size=128),
+    "nuclei_microscope-dimmer": Shift(MICROSCOPE, DIMMER),
+    "nuclei_microscope-wider": Shift(MICROSCOPE, WIDER),
+    "nuclei_dimmer-microscope": Shift(DIMMER, MICROSCOPE),
+    "isic_camera-others": Shift(CAMERA, dataclasses.replace(CAMERA, others=True)),
+    "nuclei_microscope-itself": Shift(MICROSCOPE, None),
     "nuclei_fluorescence-stained": Shift(FLUORESCENCE, Side("dsb2018_nuclei", "stained_colour")),
     "nuclei_fluorescence-brightfield": Shift(FLUORESCENCE, Side("dsb2018_nuclei", "brightfield_grey")),
     "isic_benign-melanoma": Shift(Side("isic_skin", "benign"), Side("isic_skin", "melanoma")),
     "kvasir_seg-kvasir_seg": Shift(Side("kvasir_seg"), None),
 }
-"""`microscope-itself` and the last two are controls: the same kind of images on both sides."""
+"""`microscope-itself` and the last two are controls: the same kind of images on both sides. Devices differ in the others
+before it; of `stained` and `brightfield` what is dark and what is bright."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +193,7 @@ def _read_side(root: Path, side: Side, *, like: PairSet | None = None) -> PairSe
         pairs = choose(pairs, [i for i in pairs.ids if domains.get(i) == side.domain])
     if side.shape is None:
         return pairs
-    return choose(pairs, [pair.id for pair in pairs if pair.image.shape[:2] == side.shape])
+    return choose(pairs, [pair.id for pair in pairs if (pair.image.shape[:2] == side.shape) != side.others])
 
 
 class Runs:
