@@ -102,8 +102,8 @@ SHIFTS = {
     "isic_benign-melanoma": Shift(Side("isic_skin", "benign"), Side("isic_skin", "melanoma")),
     "kvasir_seg-kvasir_seg": Shift(Side("kvasir_seg"), None),
 }
-"""`microscope-itself` and the last two are controls: the same kind of images on both sides. Devices differ in the others
-before it; of `stained` and `brightfield` what is dark and what is bright."""
+"""`microscope-itself` and the last two are controls: the same kind of images on both sides. From fluorescence to
+stained or brightfield nuclei dark and bright change places; the others are of another device."""
 
 
 @dataclass(frozen=True)
