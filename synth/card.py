@@ -38,6 +38,12 @@ asked for, the spectrum.
 """
 """What the card of a set says whose generator changes amplitudes alone."""
 
+MOVED = """Of the layouts {moved} of {n_kept} are labelled maps that were moved: the shape model, which was to draw all
+of them, found no plausible new one in their place.
+
+"""
+"""What the card of a set says some of whose layouts the shape model did not draw."""
+
 
 def _size_category(n: int) -> str:
     return "n<1K" if n < 1000 else "1K<n<10K" if n < 10_000 else "10K<n<100K"

@@ -9,6 +9,7 @@ from textwrap import indent
 from synth.commands.data import load_labelled, take_data
 from synth.core.checks import UserError
 from synth.core.config import load_config, to_yaml
+from synth.core.data import DataSettings
 from synth.core.pairs import PairSet
 from synth.core.shell import required, say, take, take_number
 from synth.draw import DrawSettings, draw, draw_layouts
@@ -46,6 +47,19 @@ def sketch(labelled: PairSet, *, n: int, seed: int, size: int, out: Path, settin
     say(f"{out}: {len(made)} layouts; the pairs are in {folder}")
 
 
+def _check(settings: DrawSettings, data: DataSettings) -> None:
+    """Returns nothing; raises a UserError for what layouts alone have no use for: nobody paints, judges or chooses."""
+    plain = DrawSettings()
+    told = {"data.unlabelled=": data.unlabelled, "supply.": settings.supply != plain.supply,
+            **{f"{name}=": getattr(settings, name) != getattr(plain, name)
+               for name in ("repaint_share", "appearance_share", "window")},
+            **{f"{name}.": getattr(settings, name) != getattr(plain, name) for name in ("curate", "clear")}}
+    for name, there in told.items():
+        if there:
+            raise UserError(f"synth layouts {name}", rule="layouts are drawn, and nothing is painted, judged or chosen",
+                            repair=f"leave {name} out")
+
+
 def run_layouts(overrides: Sequence[str], *, dry_run: bool) -> None:
     """Runs `synth layouts`.
 
@@ -59,6 +73,7 @@ def run_layouts(overrides: Sequence[str], *, dry_run: bool) -> None:
     out, rest = take(rest, "out")
     shape_dir, rest = take(rest, "shape")
     settings = load_config(DrawSettings, None, rest)
+    _check(settings, data)
     if dry_run:
         say(f"n: {n}\nseed: {seed}\nsize: {size}\nout: {out}\nshape: {shape_dir}\ndata:\n"
             + indent(to_yaml(data), "  ") + to_yaml(settings).rstrip())

@@ -85,6 +85,23 @@ class Settings(BaseModel):
         empty = {name for name, field in cls.model_fields.items() if field.default == ""}
         return {key: "" if value is None and key in empty else value for key, value in tree.items()}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _groups_keep_their_defaults(cls, tree: object) -> object:
+        # A group that is given in part is else filled up by its class, where this model may have other defaults for it.
+        if not isinstance(tree, dict):
+            return tree
+        own = {name: field.default for name, field in cls.model_fields.items() if isinstance(field.default, Settings)}
+        return {key: _over(own[key].model_dump(exclude_unset=True), value) if key in own else value
+                for key, value in tree.items()}
+
+
+def _over(default: object, given: object) -> object:
+    """Returns what is given, and of groups also the defaults that it does not name."""
+    if not (isinstance(default, dict) and isinstance(given, dict)):
+        return given
+    return {**default, **{key: _over(default.get(key), value) for key, value in given.items()}}
+
 
 Word = BeforeValidator(lambda value: "no" if value is False else value)
 """Of settings one of whose words is "no": a dict that was read as YAML 1.1 has false there."""

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from synth.card import RECOLOURED, dataset_card
+from synth.card import MOVED, RECOLOURED, dataset_card
 from synth.core.checks import MIN_SIDE, UserError
 from synth.core.config import Settings
 from synth.core.files import claim_folder, sweep
 from synth.core.pairs import Arrays, Pair, PairSet
 from synth.core.rng import one_thread
+from synth.core.shell import say
 from synth.draw.curation import CurateSettings
 from synth.draw.hosts import Hosts, insert_pairs
 from synth.draw.modes import recolour_sources, repaint_sources
@@ -135,12 +136,22 @@ def run_draw(out: Path, painter: Painter, *, origin: Origin, gates: Gates | None
         write_shards(out, plan, draw_one)
     if not all(shard_is_whole(out, i) for i in range(plan.n_shards)):
         return None  # another process is still at work; whoever ends last writes the card
-    return _finish(out, plan, origin)
+    return _finish(out, plan, origin, shaped=before is not None and before.shapes is not None)
 
 
-def _finish(out: Path, plan: Plan, origin: Origin) -> PairSet:
+def _finish(out: Path, plan: Plan, origin: Origin, *, shaped: bool) -> PairSet:
+    """Returns the kept pairs when card and facts are written.
+
+    Args:
+        shaped: whether a shape model was to draw the layouts: how many it did not draw is said.
+    """
     entries = [json.loads(ledger_path(out, i).read_text(encoding="utf-8")) for i in range(plan.n_shards)]
     n_kept, n_rejected = (sum(e[k] for e in entries) for k in ("n_kept", "n_rejected"))
+    moved = n_kept - sum(e.get("n_new_shapes", e["n_kept"]) for e in entries) if shaped else 0
+    if moved:
+        say(f"warning: {out}: {moved} of {n_kept} layouts are labelled maps, moved: the shape model found no plausible "
+            "new one. Repair: fit it for longer or on more maps, or raise layout.shape.max_percentile",
+            anyone=not (out / "README.md").exists())
     with FileLock(out / ".finish.lock"):
         sweep(out)  # all shards are whole: nobody is writing any more
         if origin.taught is not None:
@@ -148,7 +159,8 @@ def _finish(out: Path, plan: Plan, origin: Origin) -> PairSet:
         write_dataset_files(out, origin.labelled.info, dataset_card(
             n_kept=n_kept, n_rejected=n_rejected, n_asked=plan.n, classes=origin.labelled.info.classes,
             generator=origin.generator, settings=origin.settings, groups=origin.labelled.groups + origin.host_groups,
-            note=RECOLOURED if shows_source(json.loads(origin.settings)) else ""))
+            note=(RECOLOURED if shows_source(json.loads(origin.settings)) else "")
+            + (MOVED.format(moved=moved, n_kept=n_kept) if moved else "")))
         if n_rejected == 0:  # a split without a single row cannot be opened
             for i in range(plan.n_shards):
                 (out / shard_name("rejected", i, plan.n_shards)).unlink(missing_ok=True)

@@ -42,13 +42,18 @@ def shapes_of(model: ShapeModel | None, layout: LayoutSettings, labelled: Arrays
     """Returns the model with the codes of `labelled` if layouts come from it, else None.
 
     Raises:
-        UserError: if they shall and there is none, or it does not fit, or there is one that nothing would use.
+        UserError: if they shall and there is none, or it does not fit, or there is one that nothing would use; or if
+            what it draws is told to grow or bend too, which nothing does.
     """
     if layout.source == "transform":
         if model is not None:
             raise UserError("shape", rule="layout.source=transform draws nothing from a shape model",
                             repair="write layout.source=shape, or leave the model to the gates")
         return None
+    for name in ("grow_px", "bend_px"):
+        if told := getattr(layout, name):
+            raise UserError(f"layout.{name}={told:g}", rule="with layout.source=shape a model says where outlines run",
+                            repair=f"leave layout.{name}= out, or write layout.source=transform")
     if model is None:
         raise UserError("layout.source=shape", rule="there is no shape model to draw from",
                         repair="fit one with synth fit configs/shape.yaml and give its folder as shape=")

@@ -137,7 +137,9 @@ def check_unpainted(settings: DrawSettings, changes: Mapping[str, JsonValue], fo
         raise UserError("--no-paint", rule="transformed sources are written as they come, none is chosen",
                         repair="leave supply.oversample= out")
     check_layout(settings.layout, None)
-    told = {"repaint_share=": settings.repaint_share > 0, "preset= and sampler.": changes,
+    plain = type(settings)()
+    told = {"repaint_share=": settings.repaint_share > 0, "window=": settings.window != plain.window,
+            "clear.": settings.clear != plain.clear, "preset= and sampler.": changes,
             **{f"{word}=": folder for word, folder in folders.items()}}
     for name, there in told.items():
         if there:

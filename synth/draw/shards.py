@@ -208,7 +208,8 @@ def write_shards(out: Path, plan: Plan, draw_one: Callable[[int], tuple[list[Pai
             name = shard_name(split, shard, plan.n_shards)
             files[name] = write_shard(pairs, out / name)
         log.info("shard %d of %d: %d kept, %d rejected", shard + 1, plan.n_shards, len(kept), len(rejected))
-        return {"files": files, "n_kept": len(kept), "n_rejected": len(rejected)}
+        new = sum("shape" in json.loads(pair.made.layout) for pair in kept)
+        return {"files": files, "n_kept": len(kept), "n_rejected": len(rejected), "n_new_shapes": new}
 
     write_missing(out, plan.n_shards, write_one)
 

@@ -269,7 +269,17 @@ def test_folders_that_nothing_would_read_are_refused_with_no_paint(home: Path, t
     for word in ("generator", "judge", "referee", "seam", "shape", "appearance", "data.hosts", "data.held_out",
                  "data.unlabelled"):
         assert f"leave {word}= out" in mistake(capsys, *words, f"{word}=nowhere", "--no-paint")
+    for word in ("window=1", "window=all", "clear.max_share=0.1", "repaint_share=0.5"):
+        assert f"leave {word.partition('=')[0].partition('.')[0]}" in mistake(capsys, *words, word, "--no-paint")
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("word", ["data.unlabelled=x", "supply.oversample=2", "curate.ignore=1.25", "repaint_share=0.5",
+                                  "appearance_share=0.5", "window=all"])
+def test_layouts_refuse_what_only_painting_reads(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture, word: str
+                                                 ) -> None:
+    said = mistake(capsys, "layouts", f"data.labelled={home}/labelled", "size=32", f"out={tmp_path}/l.png", word)
+    assert f"leave {word.partition('=')[0].partition('.')[0]}" in said and not list(tmp_path.iterdir())
 
 
 def test_a_grid_is_no_jpeg(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

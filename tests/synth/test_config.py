@@ -17,6 +17,29 @@ class Texts(Settings):
     groups: tuple[str, ...] = ()
 
 
+class Inner(Settings):
+    lr: float = 0.1
+    steps: int = 1
+
+
+class Middle(Settings):
+    inner: Inner = Inner()
+    share: float = 0.5
+
+
+class Outer(Settings):
+    inner: Inner = Inner(steps=20)
+    middle: Middle = Middle(inner=Inner(steps=30), share=0.2)
+
+
+def test_a_group_given_in_part_keeps_the_defaults_of_what_holds_it():
+    found = load_config(Outer, {"inner": {"lr": 1.0}}, ["middle.inner.lr=2"])
+    assert found == Outer(inner=Inner(lr=1.0, steps=20), middle=Middle(inner=Inner(lr=2.0, steps=30), share=0.2))
+    assert load_config(Outer, found) == found
+    assert load_config(Outer, {"inner": {"steps": 3}}).inner == Inner(steps=3)
+    assert load_config(InpaintSettings, None, ["denoiser.loop.log_every=7"]).denoiser.loop.steps == 20000
+
+
 def test_a_shipped_preset_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_config("configs/tiny/inpaint.yaml") == SHIPPED / "configs" / "tiny" / "inpaint.yaml"

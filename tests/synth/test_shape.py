@@ -126,10 +126,23 @@ def test_layouts_are_new_sound_and_told_in_full(fitted: tuple[ShapeModel, Path],
     assert parents == {1, 2}, "some between two maps, some anywhere"
 
 
-def test_without_a_plausible_code_a_pair_is_moved(fitted: tuple[ShapeModel, Path], tmp_path: Path) -> None:
+def test_without_a_plausible_code_a_pair_is_moved_and_that_is_said(
+        fitted: tuple[ShapeModel, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = {"layout": {"source": "shape", "rules": {"learn": False, "apart": [[1, 2]]}}}
     made = synth.draw_layouts(PAIRS, n=3, size=32, out=tmp_path / "made", config=config, shape=fitted[0])
     assert all(layout_from_json(item.made.layout).shape is None for item in made.items)
+    assert "3 of 3 layouts are labelled maps, moved" in capsys.readouterr().out
+    assert "layouts 3 of 3 are labelled maps that were moved" in (tmp_path / "made" / "README.md").read_text()
+    synth.draw_layouts(PAIRS, n=3, size=32, out=tmp_path / "moved", config={"layout": {"grow_px": 1}})
+    assert "layouts are" not in capsys.readouterr().out, "where no model was to draw them there is nothing to say"
+
+
+@pytest.mark.parametrize("name", ["grow_px", "bend_px"])
+def test_what_a_shape_model_draws_is_not_grown_or_bent_as_well(fitted: tuple[ShapeModel, Path], tmp_path: Path,
+                                                               name: str) -> None:
+    with pytest.raises(UserError, match=f"layout.{name}=2.*a model says"):
+        synth.draw_layouts(PAIRS, n=3, size=32, out=tmp_path / "made", shape=fitted[0],
+                           config={"layout": {"source": "shape", name: 2.0}})
 
 
 def test_the_gate_rejects_what_no_real_map_resembles(fitted: tuple[ShapeModel, Path]) -> None:
