@@ -1,4 +1,4 @@
-"""What all tests share: the scripts/ folder on the path, and a small phantom."""
+"""What all tests share: this folder and scripts/ on the path, and a small phantom."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "scripts"), str(Path(__file__).parent)]
 
 from phantom import make_phantom  # noqa: E402
 
