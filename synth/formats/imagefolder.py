@@ -21,7 +21,7 @@ from synth.core.pairs import DataInfo, ImageSet, Item, Pair
 from synth.formats.decode import encode_png
 from synth.formats.folder import SPACING, read_files, spacing_of
 from synth.formats.info import write_info
-from synth.formats.rows import from_meta, to_meta, weight_of
+from synth.formats.rows import from_meta, name_in, to_meta, weight_of
 from synth.formats.survey import Options, Source
 from synth.formats.tables import read_text
 
@@ -203,10 +203,10 @@ def _parse(line: str, where: str) -> dict[str, object]:
 def _source(root: Path, row: dict[str, object], options: Options, where: str) -> Source:
     image = _inside(root, row, "file_name", where)
     mask = _inside(root, row, "mask_file_name", where) if options.labelled else None
-    name = str(row.get("id") or image.stem)
+    name = name_in(row, "id", image.stem)
     spacing = [row.get(key) for key in SPACING]
-    item = Item(name, str(row.get("group") or name), partial(read_files, image, mask, options),
-                str(row.get("origin") or "real"), from_meta(row, where), weight=weight_of(row, where),
+    item = Item(name, name_in(row, "group", name), partial(read_files, image, mask, options),
+                name_in(row, "origin", "real"), from_meta(row, where), weight=weight_of(row, where),
                 spacing=None if spacing == [None, None] else spacing_of(spacing, where),
                 domain=None if row.get("domain") is None else str(row["domain"]))
     return Source(item, str(image), str(mask or ""))

@@ -50,7 +50,12 @@ def _listed(row: Mapping[str, object], key: str, where: str) -> tuple[str, ...]:
     # A text would be taken for a list of its letters, and no leak would be found.
     if not isinstance(row.get(key) or [], list):
         raise UserError(where, rule=f"its {key} {row[key]!r} are no list", repair=f"write [{row[key]!r}]")
-    return tuple(row.get(key) or ())
+    return tuple(str(one) for one in row.get(key) or ())
+
+
+def name_in(row: Mapping[str, object], key: str, default: str) -> str:
+    """Returns the name that a row has under `key` as text, `default` where it has none; 0 is a name like any number."""
+    return default if row.get(key) in (None, "") else str(row[key])
 
 
 def weight_of(row: Mapping[str, object], where: str) -> float:

@@ -19,7 +19,7 @@ from synth.core.pairs import DataInfo, Item, Pair, PairSet
 from synth.core.taught import Taught
 from synth.formats.decode import decode_image, decode_mask, encode_png
 from synth.formats.info import read_declared, write_info
-from synth.formats.rows import META, from_meta, to_meta, weight_of
+from synth.formats.rows import META, from_meta, name_in, to_meta, weight_of
 from synth.formats.survey import Options, Source, survey
 
 ROWS_PER_GROUP = 64
@@ -127,10 +127,10 @@ def _file_sources(path: Path, options: Options, *, split: str, n_before: int) ->
     sizes = [shard.metadata.row_group(g).num_rows for g in range(shard.metadata.num_row_groups)]
     places = [_Place(str(path), stamp, group, row) for group, size in enumerate(sizes) for row in range(size)]
     for meta, place in zip(metas, places, strict=True):
-        name = str(meta.get("id") or f"{split}-{n_before + len(sources):06d}")
+        name = name_in(meta, "id", f"{split}-{n_before + len(sources):06d}")
         where = f"{path}: {name}"
-        item = Item(name, str(meta.get("group") or name), functools.partial(_read_row, place, options),
-                    str(meta.get("origin") or "real"), from_meta(meta, where), weight=weight_of(meta, where))
+        item = Item(name, name_in(meta, "group", name), functools.partial(_read_row, place, options),
+                    name_in(meta, "origin", "real"), from_meta(meta, where), weight=weight_of(meta, where))
         sources.append(Source(item, f"{path}, image of {name}", f"{path}, mask of {name}"))
     return sources
 

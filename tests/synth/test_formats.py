@@ -199,6 +199,26 @@ def test_spacing_weights_and_domains_come_back(tmp_path: Path, phantom_pairs: Pa
         assert (mine.spacing, mine.weight, mine.domain) == (theirs.spacing, theirs.weight, theirs.domain)
 
 
+def test_names_that_are_numbers_are_read_as_names(tmp_path: Path, phantom_pairs: PairSet) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    write_imagefolder(phantom_pairs, tmp_path / "set")
+    path = tmp_path / "set" / "metadata.jsonl"
+    rows = [json.loads(line) | {"id": i, "group": i // 2, "parents": [i], "parent_groups": [7 + i % 2]}
+            for i, line in enumerate(path.read_text().splitlines())]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "shards" / "data").mkdir(parents=True)
+    cells = [{"bytes": (tmp_path / "set" / row["file_name"]).read_bytes()} for row in rows]
+    pq.write_table(pa.table({"image": cells, "group": [row["group"] for row in rows]}),
+                   tmp_path / "shards" / shard_name("train", 0, 1))
+    found = load_pairs(tmp_path / "set")
+    assert found.ids[:2] == ("0", "1")
+    assert found.items[0].made.parent_groups == ("7",)
+    assert found.groups == load_images(tmp_path / "shards").groups == tuple(str(i // 2) for i in range(len(rows)))
+    assert len(found.without_group("0")) == len(rows) - 2
+    assert len(found.without_group("7")) == len(rows) // 2
+
+
 def test_a_length_that_is_none_is_named(tmp_path: Path, phantom_pairs: PairSet) -> None:
     write_imagefolder(phantom_pairs, tmp_path / "set")
     path = tmp_path / "set" / "metadata.jsonl"
