@@ -31,6 +31,7 @@ _REFUSED = {
     "PA": "it has a palette and an alpha channel (PA)", "P": "it is a palette image, its pixels are table indices",
     "1": "it has one bit per pixel", "F": "its pixels are floating point", "CMYK": "its colours are CMYK",
 }
+_LOSSY = ("JPEG", "MPO")
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 
@@ -78,9 +79,13 @@ def decode_mask(source: bytes | Path, name: str, *, mask_map: MaskMap | None = N
     With a `mask_map`, a mask of several equal channels, as some programs save grey, counts as one.
 
     Raises:
-        UserError: if it does not decode, has several channels, or holds values above 255 or outside `mask_map`.
+        UserError: if it does not decode, is a JPEG, has several channels, or holds values above 255 or outside
+            `mask_map`.
     """
     image = _open(source, name)
+    if image.format in _LOSSY:
+        raise UserError(name, rule=f"as {image.format} its class indices are not what they were",
+                        repair="export it again as PNG")
     if image.mode == "1" and mask_map is None:
         raise UserError(name, rule="a one-bit mask has the values 0 and 255, but foreground is a class index",
                         repair="give the mapping: mask_map='0:0,255:1' (data.mask_map on the command line)")
@@ -154,6 +159,7 @@ def _open(source: bytes | Path, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         _check_header(image, data, name)
+        _check_turn(image, name)  # twice: PIL turns a TIFF while it loads, and a PNG's tag may follow its pixels
         image.load()
         _check_turn(image, name)
     except UserError:

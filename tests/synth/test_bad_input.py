@@ -190,8 +190,11 @@ def test_an_exif_turn(root: Path) -> None:
     image_path(root).unlink()
     exif = Image.Exif()
     exif[0x0112] = 6
-    save(root / "images" / f"{NAME}.jpg", "L", exif=exif)
-    refuses(root, NAME, "EXIF", images_too=True)
+    for suffix in (".jpg", ".tif", ".png"):
+        path = root / "images" / f"{NAME}{suffix}"
+        save(path, "L", exif=exif)
+        refuses(root, NAME, "EXIF", images_too=True)
+        path.unlink()
 
 
 def test_too_small(root: Path) -> None:
@@ -454,6 +457,20 @@ def test_metadata_of_drawn_pairs(tmp_path: Path, phantom_pairs: PairSet, wrong: 
     lines = path.read_text().splitlines()
     path.write_text("\n".join([json.dumps(json.loads(lines[0]) | {"generator": "cafe"} | wrong), *lines[1:]]))
     refuses(tmp_path / "set", "metadata.jsonl, line 1", says, images_too=True)
+
+
+def test_a_mask_that_is_a_jpeg_whatever_it_is_called(tmp_path: Path, phantom_pairs: PairSet) -> None:
+    write_imagefolder(phantom_pairs, tmp_path / "set")
+    path = tmp_path / "set" / "metadata.jsonl"
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[0]) | {"mask_file_name": "masks/lossy.jpg"}
+    path.write_text("\n".join([json.dumps(row), *lines[1:]]))
+    mask = Image.fromarray(phantom_pairs[0].mask)
+    mask.save(tmp_path / "set" / "masks" / "lossy.jpg")
+    refuses(tmp_path / "set", "lossy.jpg", "class indices are not what they were")
+    mask.save(tmp_path / "set" / "masks" / "lossy.png", format="JPEG")
+    path.write_text(path.read_text().replace("lossy.jpg", "lossy.png"))
+    refuses(tmp_path / "set", "lossy.png", "class indices are not what they were")
 
 
 def test_metadata_of_another_encoding(tmp_path: Path, phantom_pairs: PairSet) -> None:
