@@ -32,6 +32,16 @@ METADATA = "metadata.jsonl"
 PIECEWISE = "translated"
 """Kind of a run that writes an imagefolder image by image, its metadata last."""
 
+_HEAD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: [{paths}]
+---
+"""
+"""Tells `datasets` what to open: by their names alone, it takes the mask test_1.png for an image of a test split."""
+
 _NO_PIXELS = np.empty((0, 0), np.uint8)
 
 
@@ -51,16 +61,16 @@ def imagefolder_sources(root: Path, options: Options) -> list[Source]:
 
 
 def write_imagefolder(pairs: ImageSet, out: Path, *, card: str = "") -> None:
-    """Writes images/, masks/, metadata.jsonl, dataset.json (and README.md, if a card is given): all or nothing.
+    """Writes images/, masks/, metadata.jsonl, dataset.json and README.md (with the card, if given): all or nothing.
 
     Raises:
         UserError: if `out` exists and is not empty, an id cannot be a file name, or the device is full.
     """
     def finish(folder: Path, written: list[Pair]) -> None:
         known = known_of(pairs)
-        (folder / METADATA).write_text(_lines([_line(pair) | known[pair.id] for pair in written]), encoding="utf-8")
-        if card:
-            (folder / "README.md").write_text(card, encoding="utf-8")
+        rows = [_line(pair) | known[pair.id] for pair in written]
+        (folder / METADATA).write_text(_lines(rows), encoding="utf-8")
+        (folder / "README.md").write_text(_card_of(rows, card or _titled(pairs.info)), encoding="utf-8")
 
     _write_whole(pairs, Path(out), finish)
 
@@ -152,8 +162,9 @@ def put_image(pair: Pair, folder: Path) -> tuple[dict[str, str], dict[str, objec
 
 
 def finish_imagefolder(folder: Path, info: DataInfo, rows: Sequence[dict[str, object]]) -> None:
-    """Writes dataset.json and then metadata.jsonl, with which the folder is whole."""
+    """Writes dataset.json, README.md and then metadata.jsonl, with which the folder is whole."""
     write_info(folder, info)
+    write_text(folder / "README.md", _card_of(rows, _titled(info)))
     write_text(folder / METADATA, _lines(rows))
 
 
@@ -167,6 +178,17 @@ def check_finished(root: Path) -> None:
     if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")).get("kind") == PIECEWISE:
         raise UserError(str(root), rule="not all of its images are written, so there is no metadata.jsonl yet",
                         repair="run the same synth translate again, it resumes")
+
+
+def _titled(info: DataInfo) -> str:
+    return f"# {info.name}\n\nWhat pixels and labels mean stands in dataset.json.\n"
+
+
+def _card_of(rows: Sequence[dict[str, object]], card: str) -> str:
+    if card.startswith("---\n"):
+        return card
+    has_masks = any("mask_file_name" in row for row in rows)
+    return _HEAD.format(paths=", ".join([METADATA, "images/*", *(["masks/*"] if has_masks else [])])) + card
 
 
 def _lines(rows: Sequence[dict[str, object]]) -> str:

@@ -19,6 +19,7 @@ from PIL import Image
 from synth.core.checks import UserError
 from synth.core.files import sha256
 from synth.core.pairs import ImageSet, Pair, PairSet, Provenance, memory_set
+from synth.core.taught import Taught
 from synth.formats import (
     encode_png,
     load_images,
@@ -140,6 +141,18 @@ def test_datasets_opens_an_imagefolder(tmp_path: Path, builder: str) -> None:
         pair = pairs[pairs.ids.index(row["id"])]
         np.testing.assert_array_equal(np.array(row["image"]), pair.image)
         np.testing.assert_array_equal(np.array(row["mask"]), pair.mask)
+
+
+def test_datasets_opens_an_imagefolder_whatever_its_files_are_called(tmp_path: Path) -> None:
+    import datasets
+    pairs = make_phantom(2, size=24)
+    for k, names in enumerate((["test_1", "train_2"], ["only"])):
+        renamed = [dataclasses.replace(item, id=name) for name, item in zip(names, pairs.items, strict=False)]
+        found = PairSet(renamed, pairs.info, taught=Taught.of_sets([pairs]))
+        write_imagefolder(found, tmp_path / f"set{k}")
+        opened = datasets.load_dataset(str(tmp_path / f"set{k}"), cache_dir=str(tmp_path / "cache"))["train"]
+        assert sorted(opened["id"]) == names
+        assert np.array_equal(np.array(opened[0]["mask"]), found[found.ids.index(opened[0]["id"])].mask)
 
 
 def test_a_shard_is_the_same_bytes_in_any_process(tmp_path: Path) -> None:
