@@ -14,7 +14,7 @@ import numpy as np
 
 from synth.core.checks import UserError
 from synth.core.files import sha256, write_json
-from synth.core.pairs import Arrays, ImageSet, Item
+from synth.core.pairs import Arrays, ImageSet, Item, Pair
 
 FILE = "taught.json"
 
@@ -40,7 +40,7 @@ class Taught:
         """
         images = {_pixels(image) for part in arrays for image in part.images}
         given = [images_of for images_of in sets if images_of is not None]
-        groups = {name for images_of in given for item in images_of.items for name in _stem(item)}
+        groups = {name for images_of in given for item in images_of.items for name in stem_of(item)}
         own = cls(frozenset(images - {""}), frozenset(_name(group) for group in groups))
         return joined([own, *(images_of.taught for images_of in given)])
 
@@ -81,16 +81,17 @@ class Taught:
         return _pixels(pixels) in self.images
 
 
+def stem_of(item: Item | Pair) -> tuple[str, ...]:
+    """Returns the groups that a pair stems from: its own, and those of whatever a drawn one was made from."""
+    return tuple(dict.fromkeys((item.group, *(item.made.parent_groups if item.made else ()))))
+
+
 def joined(known: Iterable[Taught | None]) -> Taught | None:
     """Returns all that is known together; None where nothing is."""
     there = [one for one in known if one is not None]
     if not there:
         return None
     return Taught(frozenset().union(*(one.images for one in there)), frozenset().union(*(one.groups for one in there)))
-
-
-def _stem(item: Item) -> tuple[str, ...]:
-    return (item.group, *(item.made.parent_groups if item.made else ()))
 
 
 def _name(group: str) -> str:

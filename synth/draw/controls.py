@@ -15,7 +15,7 @@ from synth.draw.flow import Before, check_fit, check_request, check_size, claim_
 from synth.draw.free import SHOWN, check_layout, label_painter, shapes_of
 from synth.draw.painters import clear_backgrounds, paste_painter, roundtrip_painter
 from synth.draw.settings import CopyPasteSettings, DrawSettings
-from synth.draw.shards import Origin
+from synth.draw.shards import Origin, stems_of
 from synth.gates.gates import Predict
 from synth.generator import Generator
 from synth.layouts import ShapeModel
@@ -34,10 +34,11 @@ def draw_layouts(  # noqa: PLR0913 - as `draw`
     settings, arrays = load_config(DrawSettings, config), labelled.arrays(size)
     check_request(n, arrays)
     shapes = shapes_of(shape, settings.layout, arrays, size=size)
+    stems = stems_of(labelled)
     folder = claim_draw(out, "layouts", settings, {"labelled": arrays.fingerprint(), "n": n, "seed": seed,
-                                               "shape": shapes.identity if shapes else "none"})
+                                               "shape": shapes.identity if shapes else "none"}, stems=stems)
     origin = Origin(arrays, "none", json.dumps(SHOWN, sort_keys=True), "layout",
-                    taught=joined(one.taught for one in (shape, labelled) if one))
+                    taught=joined(one.taught for one in (shape, labelled) if one), stems=stems)
     return run_draw(folder, label_painter(arrays), origin=origin, gates=None, settings=settings, n=n, seed=seed,
                 before=Before(shapes=shapes, shown_px=0.0))
 
@@ -58,10 +59,11 @@ def draw_roundtrip(  # noqa: PLR0913 - as `draw`
     check_request(n, arrays)
     generator.roundtrip(torch.zeros(1, generator.channels, side, side))  # raises before the folder is claimed
     name, sampler = generator.content_hash(), {"sampler": "roundtrip"}
+    stems = stems_of(labelled)
     folder = claim_draw(out, "roundtrip", settings, {
-        "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed})
+        "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed}, stems=stems)
     origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True), "roundtrip",
-                    taught=joined([generator.taught, labelled.taught]))
+                    taught=joined([generator.taught, labelled.taught]), stems=stems)
     return run_draw(folder, roundtrip_painter(generator), origin=origin, gates=None, settings=settings, n=n, seed=seed,
                 before=Before(window_of(generator, settings), painted=False))
 
@@ -86,13 +88,14 @@ def draw_copypaste(  # noqa: PLR0913 - as `draw`
     check_request(n, arrays)
     pile = unlabelled.arrays(size) if unlabelled is not None and predict is not None else None
     sampler = {"sampler": "copypaste", **paste.model_dump(), **settings.clear.model_dump()}
+    stems = stems_of(labelled, unlabelled)
     folder = claim_draw(out, "copypaste", settings, {
         "sampler": sampler, "labelled": arrays.fingerprint(), "unlabelled": pile.fingerprint() if pile else "none",
-        "judge": judge, "n": n, "seed": seed})
+        "judge": judge, "n": n, "seed": seed}, stems=stems)
     clear = pile and clear_backgrounds(pile, predict, confidence=settings.clear.confidence,
                                        max_share=settings.clear.max_share)
     painter = paste_painter(arrays, clear or None, seed=seed,
                             blend=lambda keep: blend_alpha(keep, width_px=paste.width_px))
     origin = Origin(arrays, "copypaste", json.dumps(sampler, sort_keys=True), "paste",
-                    taught=joined(one.taught for one in (labelled, unlabelled) if one))
+                    taught=joined(one.taught for one in (labelled, unlabelled) if one), stems=stems)
     return run_draw(folder, painter, origin=origin, gates=None, settings=settings, n=n, seed=seed)

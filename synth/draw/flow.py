@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock
@@ -13,7 +14,7 @@ from filelock import FileLock
 from synth.card import MOVED, RECOLOURED, dataset_card
 from synth.core.checks import MIN_SIDE, UserError
 from synth.core.config import Settings
-from synth.core.files import claim_folder, sweep
+from synth.core.files import claim_folder, hash_json, sweep
 from synth.core.pairs import Arrays, Pair, PairSet
 from synth.core.rng import one_thread
 from synth.core.shell import say
@@ -68,8 +69,9 @@ def window_of(generator: Generator | None, settings: DrawSettings) -> Window | N
     return Window(grow_px=round(settings.window * generator.size), least_px=generator.size)
 
 
-def claim_draw(out: str | Path, kind: str, settings: Settings, identity: dict[str, object]) -> Path:
-    full = {"settings": settings.model_dump(mode="json"), **identity}
+def claim_draw(out: str | Path, kind: str, settings: Settings, identity: dict[str, object], *,
+               stems: Mapping[str, tuple[str, ...]]) -> Path:
+    full = {"settings": settings.model_dump(mode="json"), **identity, **({"stems": hash_json(stems)} if stems else {})}
     if getattr(settings, "curate", None) == CurateSettings():  # sets drawn before there were rules still resume
         full["settings"].pop("curate")
     return claim_folder(Path(out), kind=kind, identity=full)
@@ -158,7 +160,8 @@ def _finish(out: Path, plan: Plan, origin: Origin, *, shaped: bool) -> PairSet:
             origin.taught.save(out)
         write_dataset_files(out, origin.labelled.info, dataset_card(
             n_kept=n_kept, n_rejected=n_rejected, n_asked=plan.n, classes=origin.labelled.info.classes,
-            generator=origin.generator, settings=origin.settings, groups=origin.labelled.groups + origin.host_groups,
+            generator=origin.generator, settings=origin.settings,
+            groups=(*origin.labelled.groups, *origin.host_groups, *chain(*origin.stems.values())),
             note=(RECOLOURED if shows_source(json.loads(origin.settings)) else "")
             + (MOVED.format(moved=moved, n_kept=n_kept) if moved else "")))
         if n_rejected == 0:  # a split without a single row cannot be opened

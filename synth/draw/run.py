@@ -18,7 +18,7 @@ from synth.draw.hosts import clear_hosts
 from synth.draw.modes import check_recolourer, inserter_of, repainter_of, still_layout
 from synth.draw.painters import generator_painter, no_painter
 from synth.draw.settings import DrawSettings
-from synth.draw.shards import Origin
+from synth.draw.shards import Origin, stems_of
 from synth.draw.supply import Supply, SupplySettings, check_judge
 from synth.gates import Gates
 from synth.generator import CURATED, Generator, mode_of, shows_source
@@ -108,13 +108,16 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
     if curation is not None:
         sampler = {**sampler, CURATED: curation.identity}
     prefix = "insert" if clear else generator.kind if generator else "source"
+    stems = stems_of(labelled, hosts)
     origin = Origin(arrays, name, json.dumps(sampler, sort_keys=True), prefix, clear.images.groups if clear else (),
-                    curation, joined(one.taught for one in (generator, appearance, shape, labelled, hosts) if one))
+                    curation, joined(one.taught for one in (generator, appearance, shape, labelled, hosts) if one),
+                    stems)
     folder = claim_draw(out, "draw", settings, {
         "generator": name, "sampler": sampler, "labelled": arrays.fingerprint(), "n": n, "seed": seed,
         "gates": gates.identity if gates else "none", **({"supply": supply.identity} if supply else {}),
         **({"hosts": clear.identity} if clear else {}), **({"shape": shapes.identity} if shapes else {}),
-        **({"appearance": [appearance.content_hash(), appearance.sampler_settings()]} if appearance else {})})
+        **({"appearance": [appearance.content_hash(), appearance.sampler_settings()]} if appearance else {})},
+        stems=stems)
     painter = generator_painter(generator) if generator else no_painter
     before = Before(window_of(generator, settings), clear, shapes, appearance, repainter,
                     generator.shown_px if generator else math.inf,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,9 @@ import torch
 
 from synth.core.checks import IGNORE, UserError
 from synth.core.files import sha256, write_json
-from synth.core.pairs import Arrays, Pair, Provenance
+from synth.core.pairs import Arrays, ImageSet, Pair, Provenance
 from synth.core.space import from_channels, labels_to_keep, pixels_to_unit
-from synth.core.taught import Taught
+from synth.core.taught import Taught, stem_of
 from synth.draw.curation import Curation, curate_batch
 from synth.draw.painters import Painted, Painter
 from synth.draw.sources import Sources
@@ -64,6 +64,7 @@ class Origin:
         settings: JSON text of the sampler's; they also say which pixels are kept. prefix: begins the ids.
         host_groups: groups of the images that foreground was put in.
         curation: the rules that every drawn pair goes through after the gates, or None.
+        stems: of parents that were drawn themselves, by id, all the groups that they stem from.
         taught: what the models that draw were fitted on, as far as known; for the whole set.
     """
 
@@ -74,6 +75,12 @@ class Origin:
     host_groups: tuple[str, ...] = ()
     curation: Curation | None = None
     taught: Taught | None = None
+    stems: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def stems_of(*sets: ImageSet | None) -> dict[str, tuple[str, ...]]:
+    """Returns, of those items of `sets` that were drawn, by id, all the groups that they stem from."""
+    return {item.id: stem_of(item) for one in sets if one is not None for item in one.items if item.made}
 
 
 def kept_hash(image: np.ndarray, mask: np.ndarray, settings: str = "{}") -> str:
@@ -102,9 +109,10 @@ def _pairs(sources: Sources, painted: Painted, labels: np.ndarray, verdicts: lis
         lent = sources.lent[i] if sources.lent else None
         family = [one for one in (host, (names[row], groups[row]), painted.others[i], sources.others[i], lent) if one]
         parents, parent_groups = zip(*family, strict=True)
+        groups_of_all = (*parent_groups, *(group for name in parents for group in origin.stems.get(name, ())))
         image, mask = from_channels(painted.pixels[i]), labels[i].astype(np.uint8)
         made = Provenance(
-            parents=tuple(dict.fromkeys(parents)), parent_groups=tuple(dict.fromkeys(parent_groups)),
+            parents=tuple(dict.fromkeys(parents)), parent_groups=tuple(dict.fromkeys(groups_of_all)),
             seed=sources.seeds[i], generator=origin.generator, layout=sources.layouts[i], settings=origin.settings,
             kept_sha256=kept_hash(image, mask, origin.settings), scores=verdicts[i].scores,
             verdict="kept" if verdicts[i].kept else "rejected", reason=verdicts[i].reason)

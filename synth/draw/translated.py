@@ -14,7 +14,7 @@ from synth.core.files import claim_folder, hash_json, sweep
 from synth.core.pairs import ImageSet, Item, Pair, Provenance
 from synth.core.rng import derive_seed, one_thread
 from synth.core.space import from_channels, pixels_to_unit, resize_image, to_channels, unit_to_pixels
-from synth.core.taught import joined
+from synth.core.taught import joined, stem_of
 from synth.draw.painters import seeds_apart
 from synth.draw.shards import ledger_path, shard_is_whole, write_missing
 from synth.formats import load_images
@@ -128,8 +128,8 @@ def _translated(generator: Generator, parent: Pair, images: ImageSet, k: int, *,
         generator, AppearancePipeline) else {}
     lent = generator.lenders([own_seed])[0]  # whose amplitudes it shows: to be recalled with them
     parents, groups = zip((parent.id, parent.group), *([lent] if lent else []), strict=True)
-    made = Provenance(tuple(dict.fromkeys(parents)), tuple(dict.fromkeys(groups)), own_seed, generator.content_hash(),
-                      json.dumps({"translated": True, **style}, sort_keys=True),
+    made = Provenance(tuple(dict.fromkeys(parents)), tuple(dict.fromkeys((*groups, *stem_of(parent)))), own_seed,
+                      generator.content_hash(), json.dumps({"translated": True, **style}, sort_keys=True),
                       json.dumps(generator.sampler_settings(), sort_keys=True))
     return Pair(_name(parent, generator, k), parent.group,
                 from_channels(unit_to_pixels(drawn, low_high, images.info.dtype)[0]), None, "synthetic", made,

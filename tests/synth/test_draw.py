@@ -287,6 +287,17 @@ def test_a_second_parent_is_recorded_and_recalled(tmp_path: Path) -> None:
     assert all(groups[p] != "g1" for item in rest.items for p in item.made.parents)
 
 
+def test_children_of_drawn_pairs_stem_from_all_their_grandparents(tmp_path: Path) -> None:
+    first = synth.draw(None, PAIRS, n=6, out=tmp_path / "first", size=32, config={"layout": {"recombine": 1.0}})
+    second = synth.draw(None, first, n=12, out=tmp_path / "second", size=32)
+    groups = {item.id: set(item.made.parent_groups) for item in first.items}
+    assert max(len(some) for some in groups.values()) == 2
+    for item in second.items:
+        assert set(item.made.parent_groups) == set().union(*(groups[name] for name in item.made.parents))
+    card = (tmp_path / "second" / "README.md").read_text()
+    assert f"Parent groups: {', '.join(sorted(set().union(*groups.values())))}" in card
+
+
 def test_the_children_of_a_group_can_be_left_out(made: tuple[PairSet, Path]) -> None:
     rest = made[0].without_group("g1")
     assert 0 < len(rest) < 5 and all("g1" not in item.made.parent_groups for item in rest.items)

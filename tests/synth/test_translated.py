@@ -17,7 +17,7 @@ from tiny import files_of, killed_and_whole, squares, tiny_appearance
 
 import synth
 from synth.core.checks import UserError
-from synth.core.pairs import ImageSet, PairSet, memory_set
+from synth.core.pairs import ImageSet, PairSet, Provenance, memory_set
 from synth.draw.modes import with_changes
 from synth.gan.restyle.pipeline import AppearancePipeline
 
@@ -126,6 +126,14 @@ def test_a_translation_counts_what_its_image_does(tmp_path: Path) -> None:
     items = [dataclasses.replace(i, weight=weights[i.id]) for i in IMAGES.items]
     found = translated(tmp_path / "made", images=PairSet(items, IMAGES.info))
     assert [i.weight for i in found.items] == [weights[i.id.partition("-")[0]] for i in found.items]
+
+
+def test_a_translation_of_a_drawn_image_stems_from_all_its_parents(tmp_path: Path) -> None:
+    made = Provenance(("a", "b"), ("far", "wide"), 1, "cafe", "{}", "{}")
+    items = [dataclasses.replace(IMAGES.items[0], made=made), IMAGES.items[1]]
+    found = translated(tmp_path / "made", images=PairSet(items, IMAGES.info)).items
+    groups = [item.made.parent_groups for item in found if "appearance" in item.id]
+    assert groups == [(items[0].group, "far", "wide")] * 2 + [(items[1].group,)] * 2
 
 
 def test_datasets_opens_the_folder(whole: Path, tmp_path: Path) -> None:
