@@ -11,7 +11,7 @@ import numpy as np
 
 from synth.core.checks import UserError
 from synth.core.data import DataSettings
-from synth.core.files import replace_file, write_json
+from synth.core.files import check_file, replace_file, write_json
 from synth.core.pairs import Arrays, ImageSet, PairSet
 from synth.core.shell import is_main, refuse, required, say, take
 from synth.core.space import pixels_to_unit
@@ -145,6 +145,8 @@ def run_spectrum(folder: Path, data: DataSettings, overrides: Sequence[str], *, 
     refuse(rest, "data.labelled=, data.unlabelled=, data.channels=, data.mask_map= and out=FILE.png")
     if out and not out.endswith(".png"):
         raise UserError(f"out={out}", rule="it names a picture", repair="write out=spectrum.png")
+    if out:
+        check_file(Path(out), "out=")
     where = required(data.labelled, "data.labelled", "data/labelled")
     if dry_run:
         say(f"made: {folder}\nlabelled: {where}\nunlabelled: {data.unlabelled}\nout: {out}")

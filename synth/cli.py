@@ -134,8 +134,11 @@ def audit(folder: str = typer.Argument(None, metavar="[DIR]", help="folder of a 
     """
     from synth.audit import run_drawn, run_seam
     from synth.commands.data import take_data
+    from synth.core.files import check_file
 
     words = [word for word in (folder, *(overrides or [])) if word is not None]
+    if json_file is not None:
+        check_file(json_file, "--json")
     if spectrum is not None:
         from synth.audit_spectrum import run_spectrum
 

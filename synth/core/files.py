@@ -120,6 +120,17 @@ def _differing(old: object, new: object, key: str) -> list[str]:
     return [f"{key}, {old!r} there and {new!r} now"] if shown else [key]
 
 
+def check_file(path: Path, name: str) -> None:
+    """Returns nothing; raises if `path`, which a command is to write in the end, is a folder.
+
+    Raises:
+        UserError: naming the word or option `name` that gave it.
+    """
+    if path.is_dir():
+        raise UserError(f"{name} {path}", rule="it is a folder, and a file is to be written",
+                        repair="name a file in it")
+
+
 def claim_folder(out: Path, *, kind: str, identity: dict[str, object]) -> Path:
     """Returns `out`, made and marked as holding the run `identity`; the same run may claim it again (resume).
 

@@ -109,6 +109,8 @@ def _repair(error: Exception) -> str | None:
     if isinstance(error, OSError):
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             return "choose a folder that you may read and write"
+        if error.errno in (errno.EISDIR, errno.EEXIST):  # of a path a part of which is a file, too
+            return "choose the name of a file in a folder"
         return None
     # torch has an error class for a GPU's memory alone; a CPU's allocator raises a bare RuntimeError.
     if isinstance(error, MemoryError) or re.search("out of memory|t allocate memory", str(error)):

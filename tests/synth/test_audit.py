@@ -64,6 +64,7 @@ def test_a_dry_run_prints_every_setting(home: Path, capsys: pytest.CaptureFixtur
 
 def test_mistakes_are_said(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     seam, labelled = ("audit", "--seam", home / "painter"), f"data.labelled={home}/labelled"
+    (picture := tmp_path.parent / "folder.png").mkdir()
     assert "data.labelled=" in mistake(capsys, *seam)
     assert "no finished generator" in mistake(capsys, "audit", "--seam", tmp_path, labelled)
     assert "did you mean steps" in mistake(capsys, *seam, labelled, "step=3")
@@ -73,6 +74,9 @@ def test_mistakes_are_said(home: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "folder=" in mistake(capsys, "audit")
     assert "--json" in mistake(capsys, "audit", "somewhere", "--json", tmp_path / "x.json")
     assert "no such setting here" in mistake(capsys, "audit", "somewhere", "steps=3")
+    for look in (seam, ("audit", "--spectrum", home / "labelled")):
+        assert f"--json {tmp_path}: it is a folder" in mistake(capsys, *look, labelled, "--json", tmp_path)
+    assert "out= " in mistake(capsys, "audit", "--spectrum", home / "labelled", labelled, f"out={picture}")
     assert "no ledger" in mistake(capsys, "audit", home / "labelled")
     assert list(tmp_path.iterdir()) == []
 

@@ -292,6 +292,8 @@ def test_what_the_machine_lacks_is_one_line_and_a_fault_of_ours_is_not(capsys: p
         raise error
 
     for error, repair in ((PermissionError(errno.EACCES, "Permission denied", "/x"), "may read and write"),
+                          (IsADirectoryError(errno.EISDIR, "Is a directory", "/x"), "name of a file"),
+                          (FileExistsError(errno.EEXIST, "File exists", "/x"), "name of a file"),
                           (RuntimeError("DefaultCPUAllocator: can't allocate memory: tried 4 bytes"), "smaller size="),
                           (RuntimeError("CUDA out of memory. Tried to allocate"), "smaller size="),
                           (MemoryError("too much"), "smaller size=")):
