@@ -55,9 +55,10 @@ class SpectrumAudit:
 
     def words(self) -> dict[str, object]:
         """Returns all figures, as JSON takes them."""
-        def listed(names: Sequence[float | str], d: Difference) -> list[dict[str, float | str]]:
-            return [{"at": n, "db": float(v), "lo": float(low), "hi": float(high)}
-                    for n, v, low, high in zip(names, d.value, d.lo, d.hi, strict=True)]
+        def listed(names: Sequence[float | str], d: Difference) -> list[dict[str, float | str | None]]:
+            bounds = zip(d.lo.tolist(), d.hi.tolist(), strict=True) if d.has_bounds else [(None, None)] * len(d.value)
+            return [{"at": n, "db": float(v), "lo": low, "hi": high}
+                    for n, v, (low, high) in zip(names, d.value, bounds, strict=True)]
 
         return {"bands": listed(self.frequencies, self.bands), "peaks": listed(self.peaks, self.at),
                 "score": {"median": float(np.median(self.scores)), "threshold": self.reference.threshold,
@@ -102,15 +103,24 @@ def compare_spectra(made: Arrays, real: Arrays) -> SpectrumAudit:
 
 
 def spectrum_lines(found: SpectrumAudit) -> list[str]:
-    """Returns what was found, a line per band, and one per peak that stands out more than in real images."""
-    lines = [f"{len(found.scores)} synthetic images; decibels above (+) or below (-) real ones, 95 % over groups"]
-    lines += [f"  {f:.3f} cycles/px: {v:+.1f} ({low:+.1f} to {high:+.1f})" for f, v, low, high in zip(
-        found.frequencies, found.bands.value, found.bands.lo, found.bands.hi, strict=True)]
-    out = [f"  {name}: {v:+.1f} ({low:+.1f} to {high:+.1f})" for name, v, low, high in zip(
-        found.peaks, found.at.value, found.at.lo, found.at.hi, strict=True) if low > 0]
-    lines += out or ["  no marks of an upsampling beyond what real images show"]
+    """Returns what was found, a line per band, and one per peak that stands out more than in real images.
+
+    Where there are no intervals, one per peak.
+    """
+    known = found.bands.has_bounds
+    lines = [f"{len(found.scores)} synthetic images; decibels above (+) or below (-) real ones, " + (
+        "95 % over groups" if known else "without intervals: one side is of a single group")]
+    lines += _levels([f"{f:.3f} cycles/px" for f in found.frequencies], found.bands)
+    marks = _levels(found.peaks, found.at)
+    marks = [line for line, low in zip(marks, found.at.lo, strict=True) if low > 0 or not known]
+    lines += marks or ["  no marks of an upsampling beyond what real images show"]
     return [*lines, f"  score: median {np.median(found.scores):.2f}; {found.share_beyond:.0%} beyond "
             f"{found.reference.threshold:.2f}, as {found.real_beyond:.0%} of real images are expected to be"]
+
+
+def _levels(names: Sequence[str], found: Difference) -> list[str]:
+    return [f"  {name}: {v:+.1f}" + (f" ({low:+.1f} to {high:+.1f})" if found.has_bounds else "")
+            for name, v, low, high in zip(names, found.value, found.lo, found.hi, strict=True)]
 
 
 def spectrum_figure(found: SpectrumAudit) -> Figure:

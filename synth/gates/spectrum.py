@@ -93,11 +93,19 @@ def _folds(groups: Sequence[str]) -> list[int]:
 
 @dataclass(frozen=True)
 class Difference:
-    """Made less real for each of F quantities, dB: the difference of means over images, and 95 % bounds over groups."""
+    """Made less real for each of F quantities, dB: the difference of means over images, and 95 % bounds over groups.
+
+    The bounds are nan where all images of a side are of one group: how groups differ is then not known.
+    """
 
     value: np.ndarray
     lo: np.ndarray
     hi: np.ndarray
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether both sides have groups to draw from."""
+        return bool(np.isfinite(self.lo).all())
 
 
 def difference(made: np.ndarray, real: np.ndarray, *, made_groups: Sequence[str], real_groups: Sequence[str],
@@ -106,10 +114,13 @@ def difference(made: np.ndarray, real: np.ndarray, *, made_groups: Sequence[str]
 
     Both sets' groups are drawn with replacement (percentile bootstrap); a made image belongs to its parent's group.
     """
+    value = made.mean(0) - real.mean(0)
+    if min(len(set(made_groups)), len(set(real_groups))) < 2:
+        return Difference(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
     rng = np.random.default_rng(0)
     means = [_resampled(v, g, rng, n_resamples) for v, g in ((made, made_groups), (real, real_groups))]
     lo, hi = np.quantile(means[0] - means[1], (0.025, 0.975), axis=0)
-    return Difference(made.mean(0) - real.mean(0), lo, hi)
+    return Difference(value, lo, hi)
 
 
 def _resampled(values: np.ndarray, groups: Sequence[str], rng: np.random.Generator, n: int) -> np.ndarray:

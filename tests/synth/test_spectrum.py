@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from tiny import squares, tiny_pipeline
 
 import synth
-from synth.audit_spectrum import audit_spectrum, compare_spectra, spectrum_lines
+from synth.audit_spectrum import audit_spectrum, compare_spectra, spectrum_figure, spectrum_lines
 from synth.cli import app
 from synth.core.checks import UserError
 from synth.core.pairs import Arrays, DataInfo
@@ -133,6 +134,18 @@ def test_the_interval_counts_groups_and_not_images() -> None:
     wide = difference(few, few, made_groups=names, real_groups=names)
     narrow = difference(few, few, made_groups=[str(i) for i in range(200)], real_groups=[str(i) for i in range(200)])
     assert wide.value[0] == 0 and (wide.hi - wide.lo)[0] > 3 * (narrow.hi - narrow.lo)[0]
+
+
+@pytest.mark.parametrize(("n_made", "n_real"), [(1, 20), (20, 1), (1, 1)])
+def test_one_group_on_a_side_leaves_no_interval(n_made: int, n_real: int) -> None:
+    made = arrays_of(textures(20, seed=5), prefix="m", n_groups=n_made)
+    found = compare_spectra(made, arrays_of(textures(30, seed=6), n_groups=n_real))
+    lines = spectrum_lines(found)
+    assert "without intervals: one side is of a single group" in lines[0]
+    assert not any(" to " in line or "no marks" in line for line in lines[:-1])
+    assert len(lines) == 2 + len(found.frequencies) + len(found.peaks)
+    assert {row["lo"] for part in ("bands", "peaks") for row in found.words()[part]} == {None}
+    spectrum_figure(found).savefig(io.BytesIO(), format="png")
 
 
 def test_the_gate_reports_by_default_and_rejects_when_asked() -> None:
