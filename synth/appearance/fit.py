@@ -10,7 +10,7 @@ from accelerate.utils import parse_flag_from_env
 
 from synth.appearance.amplitudes import Amplitudes, Lenders
 from synth.appearance.pipeline import SpectralPipeline, pipeline_of
-from synth.appearance.settings import OperationSettings, SpectralSettings
+from synth.appearance.settings import OperationSettings, OwnPriorSettings, SpectralSettings
 from synth.core.checks import UserError
 from synth.core.config import save_config
 from synth.core.device import compute_device
@@ -43,6 +43,24 @@ def check_operation(operation: OperationSettings) -> None:
                         repair=f"write for example operation.strength=[0, {min(0.3, LIMITS[operation.name]):g}]")
 
 
+def check_prior(settings: SpectralSettings) -> None:
+    """Returns nothing; raises UserError if the prior cannot be measured so, or a setting of another operation is given.
+    """
+    prior, name, size = settings.prior, settings.operation.name, settings.size
+    if prior.size not in (None, size):
+        raise UserError(f"prior.size={prior.size}", rule=f"the generator works at {size} px, where its prior is "
+                        "measured", repair="leave prior.size out")
+    if prior.bands is not None and prior.bands > size // 2:
+        raise UserError(f"prior.bands={prior.bands}", rule=f"an image of {size} px has no more than {size // 2} rings",
+                        repair="set fewer, or leave prior.bands out")
+    unread = {"prior.": not name.startswith("match_") and prior != OwnPriorSettings(),
+              "operation.n_references=": name not in ("fda", "mix")
+              and settings.operation.n_references != OperationSettings().n_references}
+    for words, told in unread.items():
+        if told:
+            raise UserError(words, rule=f"operation.name={name} does not read it", repair=f"leave {words} out")
+
+
 def fit_spectral(settings: SpectralSettings, labelled: PairSet, unlabelled: ImageSet | None,
                  out: Path) -> SpectralPipeline:
     """Returns the fitted pipeline, saved in `out`; a finished folder is loaded at once.
@@ -57,9 +75,7 @@ def fit_spectral(settings: SpectralSettings, labelled: PairSet, unlabelled: Imag
     """
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     check_operation(settings.operation)
-    if settings.prior.size not in (None, settings.size):
-        raise UserError(f"prior.size={settings.prior.size}", rule=f"the generator works at {settings.size} px, where "
-                        "its prior is measured", repair="leave prior.size out")
+    check_prior(settings)
     pile = unlabelled if unlabelled is not None and len(unlabelled) else None
     if pile is not None:
         check_joinable(labelled, pile, pile.where)

@@ -202,10 +202,14 @@ def test_what_is_lent_comes_from_the_pile_and_is_stored_in_half_precision(tmp_pa
     ({"operation": {"name": "fda", "strength": [0, 0.8]}}, r"\[0, 0.5\]"),
     ({"operation": {"name": "mix", "strength": [0.5, 0.2]}}, "smaller number first"),
     ({"prior": {"size": 64}}, "leave prior.size out"), ({"operation": {"name": "blur"}}, "match_ratio"),
+    ({"prior": {"bands": 17}}, "no more than 16 rings"),
+    ({"prior": {"bands": 8}, "operation": {"name": "fda", "strength": [0, 0.1]}}, "does not read it"),
+    ({"operation": {"n_references": 8}}, "leave operation.n_references= out"),
     ({"kind": "spectrum"}, "no such kind")])
 def test_wrong_settings_are_refused(tmp_path: Path, words: dict, says: str) -> None:
     with pytest.raises(UserError, match=says):
         synth.fit({"kind": "spectral", "size": 32, **words}, PAIRS, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "a folder that nothing could be fitted in is not held"
 
 
 def test_the_command_fits_and_draws_pairs_with_untouched_masks(tmp_path: Path) -> None:
