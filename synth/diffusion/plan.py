@@ -60,6 +60,13 @@ def check_settings(settings: InpaintSettings, *, n_ranks: int) -> None:
     if len(dn.attention) != len(dn.widths):
         raise UserError(f"denoiser.attention={list(dn.attention)}", rule="it has one entry for each of "
                         f"denoiser.widths={list(dn.widths)}", repair="write as many of both")
+    ranges = {"denoiser.sigma_min": (dn.sigma_min, "denoiser.sigma_max", dn.sigma_max),
+              "health.min_latent_std": (settings.health.min_latent_std, "health.max_latent_std",
+                                        settings.health.max_latent_std)}
+    for name, (low, other, high) in ranges.items():
+        if low >= high:
+            raise UserError(f"{name}={low:g}", rule=f"it lies below {other}={high:g}",
+                            repair=f"lower it, or raise {other}")
     low, high = settings.sampler.margin_cells
     if not 0 <= low <= high:
         raise UserError(f"sampler.margin_cells={[low, high]}", rule="it is the fewest and the most cells",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from synth.core.config import Settings, Word
 from synth.core.data import DataSettings
@@ -21,7 +21,7 @@ class AutoencoderSettings(Settings):
             pixels where the median object is under 16 px across, else kl.
         patch: of "pixels": patch x patch pixels become channels of one cell, without loss.
         pretrained: local folder of an AutoencoderKL, AutoencoderTiny or PixelCodec to use in the place of training one.
-        widths: None = by `size`, see `widths_of`.
+        widths: multiples of 8, the groups of the norms; None = by `size`, see `widths_of`.
         perceptual_weight, adversarial_weight: of these terms beside the L1; 0 = without. The adversarial weight is a
             share of the gradient of all other terms in the last layer, so it needs no tuning to the image range.
         adversarial_start: share of the run after which the discriminator begins.
@@ -31,7 +31,7 @@ class AutoencoderSettings(Settings):
     kind: Literal["auto", "kl", "pixels"] = "auto"
     patch: Literal[1, 2, 4, 8] = 2
     pretrained: str | None = None
-    widths: tuple[int, ...] | None = None
+    widths: tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...] | None = Field(None, min_length=1)
     layers: int = Field(1, ge=1)
     latent_channels: int = Field(4, ge=1)
     batch_size: int = Field(16, ge=1)
@@ -71,7 +71,7 @@ class DenoiserSettings(Settings):
         foreground_weight: how much more the loss counts on labelled foreground (0 = alike).
     """
 
-    widths: tuple[int, ...] = (128, 256, 384)
+    widths: tuple[PositiveInt, ...] = Field((128, 256, 384), min_length=1)
     attention: tuple[bool, ...] = (False, True, True)
     layers: int = Field(2, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)

@@ -211,6 +211,10 @@ def test_sets_and_settings_that_do_not_go_together_are_refused_before_anything_i
         with pytest.raises(UserError, match=message):
             synth.fit(FIT, PAIRS, unlabelled, out=tmp_path / "run")
     for override, message in (("size=36", "multiple of 8"), ("denoiser.attention=[true]", "one entry for each"),
+                              ("autoencoder.widths=[8,12]", "multiple of 8"), ("autoencoder.widths=[]", "at least 1"),
+                              ("denoiser.widths=[0,8]", "greater than 0"), ("denoiser.widths=[]", "at least 1"),
+                              ("denoiser.sigma_min=50", "lies below denoiser.sigma_max"),
+                              ("health.min_latent_std=100", "lies below health.max_latent_std"),
                               ("denoiser.widhts=[8]", "did you mean denoiser.widths"), ("kind=gan", "kind")):
         with pytest.raises(UserError, match=message):
             synth.fit(FIT, PAIRS, out=tmp_path / "run", overrides=[override])
