@@ -89,7 +89,16 @@ def fit_spectral(settings: SpectralSettings, labelled: PairSet, unlabelled: Imag
         if state.is_main_process:
             save_pipeline(pipeline, out)
         state.wait_for_everyone()
-    return load_spectral(out)
+    return _checked(load_spectral(out), labelled, out)
+
+
+def _checked(made: SpectralPipeline, labelled: PairSet, out: Path) -> SpectralPipeline:
+    # The same pixels may have been given another meaning since; `seen` is of the pixels.
+    now = tuple(labelled.info.intensity_range)
+    if made.intensity_range != now:
+        raise UserError(str(out), rule=f"it was fitted over the range {made.intensity_range}, and that of the images "
+                        f"is {now} now", repair="choose another out=, or delete the folder")
+    return made
 
 
 def spectral_taught(settings: SpectralSettings, labelled: PairSet, unlabelled: ImageSet | None) -> Taught:

@@ -186,6 +186,10 @@ def test_a_fit_is_a_folder_that_loads_and_is_the_same_when_run_again(tmp_path: P
     assert {p.suffix for p in (tmp_path / "run" / "amplitudes").iterdir()} == {".json", ".safetensors"}
     with pytest.raises(UserError, match="another spectral run"):
         fitted(tmp_path / "run", seed=1)
+    wider = PairSet(PAIRS.items, dataclasses.replace(PAIRS.info, intensity_range=(0.0, 300.0)))
+    with pytest.raises(UserError, match=r"fitted over the range \(0.0, 255.0\).*\(0.0, 300.0\) now"):
+        synth.fit({"kind": "spectral", "size": 32, "operation": {"strength": list(REACH["match_ratio"])}}, wider,
+                  out=tmp_path / "run")
 
 
 def test_what_is_lent_comes_from_the_pile_and_is_stored_in_half_precision(tmp_path: Path) -> None:
