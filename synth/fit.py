@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from synth.appearance.fit import fit_spectral, load_spectral, spectral_taught
 from synth.appearance.settings import SpectralSettings
-from synth.core.checks import UserError, check_read
+from synth.core.checks import UserError, check_read, check_written
 from synth.core.config import kind_of, load_config
 from synth.core.pairs import ImageSet, PairSet
 from synth.core.shell import required
@@ -109,6 +109,9 @@ def fit(config: str | Path | dict | FitSettings, labelled: PairSet | None, unlab
                                                                                  "masks")
         raise UserError(f"kind={settings.kind}", rule=f"it learns from {what[0]}, not from {what[1]}",
                         repair=f"give {what[0]} and no {what[1]}")
+    for images in (labelled, unlabelled):
+        if images is not None and settings.kind != "shape":  # what is fitted could be asked for pairs and write none
+            check_written(images.info.channels, images.info.bit_depth, images.where)
     # Before the fit: a kill between fit and note is then hardly possible. A note that is there is of the same images,
     # or the fit refuses the folder.
     taught = Taught.load(Path(out)) or kind.taught(settings, given, unlabelled)

@@ -53,6 +53,17 @@ def check_image(image: np.ndarray, name: str) -> None:
                         f"{image.shape[0]}x{image.shape[1]}", repair="remove it")
 
 
+def check_written(channels: int, bit_depth: int, where: str) -> None:
+    """Returns nothing; raises if images of `channels` and `bit_depth` can be read, but not be written as PNG.
+
+    Raises:
+        UserError: naming `where`, the set that such images come from.
+    """
+    if channels == 3 and bit_depth > 8:  # noqa: PLR2004 - channels of RGB, bits of what PIL writes of it
+        raise UserError(where, rule=f"its images are read as RGB of {bit_depth} bit, and RGB is written with 8 bits "
+                        "per channel", repair="read them with channels=1, or export them at 8 bit")
+
+
 def check_mask(mask: np.ndarray, name: str, *, n_classes: int, declared: bool = False) -> None:
     """Returns nothing; raises if `mask` is not (H, W) with values below `n_classes` or 255 (ignore).
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from synth.card import MOVED, RECOLOURED, dataset_card
-from synth.core.checks import MIN_SIDE, UserError
+from synth.core.checks import MIN_SIDE, UserError, check_written
 from synth.core.config import Settings
 from synth.core.files import claim_folder, hash_json, sweep
 from synth.core.pairs import Arrays, Pair, PairSet
@@ -40,6 +40,7 @@ def check_request(n: int, labelled: Arrays) -> None:
     """Raises before the folder is claimed what would stop the run after it."""
     if n < 1:
         raise UserError(f"n={n}", rule="there is nothing to draw", repair="write n=100")
+    check_written(labelled.info.channels, labelled.info.bit_depth, "the labelled set")
     rows_with_foreground(labelled)
 
 

@@ -237,6 +237,19 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tmp_path: Pa
     assert not out.exists()
 
 
+def test_grey_of_16_bit_read_as_rgb_is_refused_before_a_folder_is_held(tmp_path: Path) -> None:
+    images = [p.image.astype(np.uint16) * 256 for p in PAIRS]
+    info = dataclasses.replace(PAIRS.info, bit_depth=16, intensity_range=(0.0, 65535.0))
+    deep = memory_set(images, [p.mask for p in PAIRS], info, ids=PAIRS.ids, groups=PAIRS.groups)
+    synth.write_folder(deep, tmp_path / "deep")
+    wide = load_pairs(tmp_path / "deep", channels=3)
+    for work in (lambda out: synth.draw(None, wide, n=1, size=32, out=out),
+                 lambda out: synth.fit({"kind": "spectral", "size": 32}, wide, out=out)):
+        with pytest.raises(UserError, match="RGB of 16 bit"):
+            work(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_datasets_opens_what_was_drawn(made: tuple[PairSet, Path], tmp_path: Path) -> None:
     import datasets
 
