@@ -80,7 +80,7 @@ def load_fit_settings(config: str | Path | dict | FitSettings, overrides: Sequen
         UserError: for an unknown kind, or as `load_config`.
     """
     kind = kind_of(config, overrides) or "inpaint"
-    if kind not in KINDS:
+    if str(kind) not in KINDS:
         raise UserError(f"kind={kind}", rule="no such kind of generator", repair=f"take one of {', '.join(KINDS)}")
     return load_config(KINDS[kind].settings, config, overrides)
 

@@ -131,6 +131,15 @@ def check_file(path: Path, name: str) -> None:
                         repair="name a file in it")
 
 
+def read_mark(folder: Path) -> dict[str, object]:
+    """Returns what `claim_folder` wrote into `folder`; nothing where no such file is there, or another program's."""
+    try:
+        mark = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) and {"kind", "hash"} <= set(mark) else {}
+
+
 def claim_folder(out: Path, *, kind: str, identity: dict[str, object]) -> Path:
     """Returns `out`, made and marked as holding the run `identity`; the same run may claim it again (resume).
 
@@ -141,11 +150,9 @@ def claim_folder(out: Path, *, kind: str, identity: dict[str, object]) -> Path:
     if out.exists() and not out.is_dir():
         raise UserError(str(out), rule="it is a file, and a run is a folder", repair="choose another out=")
     mark = {"kind": kind, "hash": hash_json(identity), "identity": identity}
-    marker = out / RUN_FILE
     # Looked at before the marker: another process of the same run may be claiming the folder at this moment.
     occupied = out.exists() and any(p for p in out.iterdir() if not p.name.startswith("."))
-    if marker.exists():
-        held = json.loads(marker.read_text(encoding="utf-8"))
+    if held := read_mark(out):
         if held.get("hash") != mark["hash"] or held.get("kind") != kind:
             changed = _differing(held.get("identity", {}), json.loads(json.dumps(identity)), "")
             more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
@@ -156,5 +163,5 @@ def claim_folder(out: Path, *, kind: str, identity: dict[str, object]) -> Path:
     if occupied:
         raise UserError(str(out), rule="this folder is not empty and holds no run of ours",
                         repair="choose another out=")
-    write_json(marker, mark)
+    write_json(out / RUN_FILE, mark)
     return out

@@ -67,10 +67,6 @@ def check_settings(settings: InpaintSettings, *, n_ranks: int) -> None:
         if low >= high:
             raise UserError(f"{name}={low:g}", rule=f"it lies below {other}={high:g}",
                             repair=f"lower it, or raise {other}")
-    low, high = settings.sampler.margin_cells
-    if not 0 <= low <= high:
-        raise UserError(f"sampler.margin_cells={[low, high]}", rule="it is the fewest and the most cells",
-                        repair="write for example [1, 3]")
     if settings.sampler.mode != "surroundings" and not dn.labels:
         raise UserError(f"sampler.mode={settings.sampler.mode}", rule="it needs a denoiser that learns labels",
                         repair="write denoiser.labels=true")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
 from synth.core.config import Settings, Word
 from synth.core.data import DataSettings
@@ -145,6 +145,13 @@ class SamplerSettings(Settings):
     tile_batch: int = Field(16, ge=1)
     precision: Precision = "auto"
     compile: bool = False
+
+    @field_validator("margin_cells")
+    @classmethod
+    def _is_range(cls, cells: tuple[int, int]) -> tuple[int, int]:
+        if not 0 <= cells[0] <= cells[1]:
+            raise ValueError("it is the fewest and the most cells, such as [1, 3]")
+        return cells
 
 
 PRESETS: dict[str, dict[str, str | int | float]] = {

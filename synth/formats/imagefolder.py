@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from synth.core.checks import UserError
-from synth.core.files import RUN_FILE, is_full, replace_file, sha256, write_text
+from synth.core.files import is_full, read_mark, replace_file, sha256, write_text
 from synth.core.pairs import DataInfo, ImageSet, Item, Pair
 from synth.formats.decode import encode_png
 from synth.formats.folder import SPACING, read_files, spacing_of
@@ -174,8 +174,7 @@ def check_finished(root: Path) -> None:
     Raises:
         UserError: naming the folder: its images would else be taken for a plain folder's, each a group of its own.
     """
-    marker = root / RUN_FILE
-    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")).get("kind") == PIECEWISE:
+    if read_mark(root).get("kind") == PIECEWISE:
         raise UserError(str(root), rule="not all of its images are written, so there is no metadata.jsonl yet",
                         repair="run the same synth translate again, it resumes")
 

@@ -193,6 +193,10 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
         claim_folder(out, kind="fit", identity={"seed": 1, "data": ["a"], "prior": None})
     with pytest.raises(UserError, match=r"another fit run \(differs in: kind\)"):
         claim_folder(out, kind="draw", identity={"seed": 1, "data": ["a"]})
+    for text in ("[]", "{", "{\"kind\": 1}"):
+        write_text(tmp_path / "theirs" / RUN_FILE, text)
+        with pytest.raises(UserError, match="holds no run of ours"):
+            claim_folder(tmp_path / "theirs", kind="fit", identity={"seed": 1})
     (out / RUN_FILE).unlink()
     with pytest.raises(UserError, match="holds no run of ours"):
         claim_folder(out, kind="fit", identity={"seed": 1})

@@ -213,7 +213,8 @@ def test_sets_and_settings_that_do_not_go_together_are_refused_before_anything_i
     for override, message in (("size=36", "multiple of 8"), ("denoiser.attention=[true]", "one entry for each"),
                               ("autoencoder.widths=[8,12]", "multiple of 8"), ("autoencoder.widths=[]", "at least 1"),
                               ("denoiser.widths=[0,8]", "greater than 0"), ("denoiser.widths=[]", "at least 1"),
-                              ("denoiser.sigma_min=50", "lies below denoiser.sigma_max"),
+                              ("sampler.margin_cells=[3,1]", "fewest and the most"),
+                              ("kind=[1]", "no such kind"), ("denoiser.sigma_min=50", "lies below denoiser.sigma_max"),
                               ("health.min_latent_std=100", "lies below health.max_latent_std"),
                               ("denoiser.widhts=[8]", "did you mean denoiser.widths"), ("kind=gan", "kind")):
         with pytest.raises(UserError, match=message):
