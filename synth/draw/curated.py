@@ -16,7 +16,7 @@ from pydantic import Field
 from synth.card import dataset_card
 from synth.core.checks import IGNORE, UserError
 from synth.core.config import Settings, load_config
-from synth.core.files import claim_folder, hash_json, sweep, write_json
+from synth.core.files import claim_folder, hash_json, sha256, sweep, write_json
 from synth.core.pairs import Pair, PairSet
 from synth.core.rng import one_thread, sample_rng
 from synth.core.space import pixels_to_unit, to_channels
@@ -24,6 +24,7 @@ from synth.draw.curation import CurateSettings, Curation, curate_batch, default_
 from synth.draw.shards import Plan, kept_hash, ledger_path, shard_is_whole, write_shards
 from synth.draw.supply import Supply, SupplySettings, default_supply, score_supply, select
 from synth.formats import read_shards, shard_name, write_dataset_files
+from synth.formats.shards import shard_files
 from synth.gates import Verdict
 from synth.gates.gates import Predict
 from synth.generator import CURATED, kept_by
@@ -187,9 +188,11 @@ def curate(  # noqa: PLR0913 - a set, the two who judge it, and what they are ca
 
 
 def _digest(folder: Path) -> str:
-    """Returns what identifies the files of a drawn set: the hashes in its ledger."""
-    return hash_json([json.loads(path.read_text(encoding="utf-8"))["files"]
-                      for path in sorted((folder / "ledger").glob("*.json"))])
+    """Returns what identifies the files of a drawn set: the hashes in its ledger, without one those of its files."""
+    ledger = sorted((folder / "ledger").glob("*.json"))
+    if not ledger:
+        return hash_json([sha256(path.read_bytes()) for path in shard_files(folder, "train")])
+    return hash_json([json.loads(path.read_text(encoding="utf-8"))["files"] for path in ledger])
 
 
 def _check_parents(pairs: PairSet, held_out: PairSet | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,6 +218,19 @@ def test_two_ranks_curate_as_one_does_and_the_last_one_writes_the_card(
         results.append(curate(made, brightness_judge, soft_referee, PAIRS, out=tmp_path / "two", config=config))
     assert results[0] is None and results[1] is not None and results[1].ids == one.ids
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+
+
+def test_another_set_without_a_ledger_is_not_taken_for_the_one_before(made: Path, tmp_path: Path) -> None:
+    config = {"budget": 3, "batch_size": 4}
+    for name, source in (("one", made), ("two", tmp_path / "again")):
+        if name == "two":
+            drawn(source, mode="object")
+        shutil.copytree(source / "data", tmp_path / name / "data")
+        shutil.copy(source / "dataset.json", tmp_path / name)
+    for _ in range(2):
+        curate(tmp_path / "one", brightness_judge, soft_referee, PAIRS, out=tmp_path / "out", config=config)
+    with pytest.raises(UserError, match=r"another curate run \(differs in: made"):
+        curate(tmp_path / "two", brightness_judge, soft_referee, PAIRS, out=tmp_path / "out", config=config)
 
 
 def test_while_drawing_the_same_rules_hold(tmp_path: Path) -> None:
