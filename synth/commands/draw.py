@@ -16,8 +16,10 @@ from synth.core.data import DataSettings
 from synth.core.pairs import PairSet
 from synth.core.shell import refuse, required, say, take, take_number
 from synth.draw import DrawSettings, draw
+from synth.draw.flow import is_native
 from synth.draw.judges import (
     check_held_out,
+    check_painted,
     check_supply,
     check_unpainted,
     load_curation,
@@ -103,6 +105,8 @@ def run_draw(request: DrawRequest, *, no_paint: bool) -> None:
     check_held_out(settings, folders["data.held_out"])
     generator = None if no_paint else with_changes(
         load_generator(required(folders["generator"], "generator", "runs/painter")), request.changes)
+    if generator is not None:
+        check_painted(settings, request.strictness, folders, native=is_native(generator))
     labelled = load_labelled(request.data)
     if generator is None:
         made = draw(None, labelled, n=request.n, seed=request.seed, out=out, config=settings, size=request.size)

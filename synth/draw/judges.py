@@ -14,7 +14,7 @@ from synth.core.shell import say
 from synth.draw.curation import CurateSettings, Curation, check_models, default_curation
 from synth.draw.free import check_layout
 from synth.draw.supply import Supply, check_judge, default_supply
-from synth.gates.gates import Predict
+from synth.gates.gates import GateSettings, Predict
 from synth.layouts import ShapeModel
 
 if TYPE_CHECKING:
@@ -121,6 +121,27 @@ def check_held_out(settings: DrawSettings, held_out: str | None) -> None:
     if held_out and settings.curate.is_off:
         raise UserError(f"data.held_out={held_out}", rule="no rule of curation is on that it would calibrate",
                         repair="add curate.ignore=1.25 or curate.min_agreement=0.8, or leave it out")
+
+
+def check_painted(settings: DrawSettings, strictness: GateSettings, folders: Mapping[str, str | None], *,
+                  native: bool) -> None:
+    """Returns nothing; raises UserError if a run that paints is told something that nobody of it reads.
+
+    Args:
+        strictness: of the gates. folders: by the words that name them. native: whether the generator paints images at
+            their own size.
+    """
+    plain, told = type(settings)(), strictness.model_fields_set
+    unread = {"window=": (settings.window != plain.window and not native, "a generator of scale native"),
+              "clear.": (settings.clear != plain.clear and not folders["data.hosts"], "data.hosts=")}
+    for word in ("faithfulness", "confidence", "max_false_foreground", "clear_px"):
+        unread[f"gates.{word}="] = (word in told and not folders["judge"], "judge=")
+    unread["gates.plausibility="] = (strictness.plausibility > 0 and "plausibility" in told and not folders["shape"],
+                                     "shape=")
+    for name, (there, reader) in unread.items():
+        if there:
+            raise UserError(name, rule=f"nothing reads it without {reader}",
+                            repair=f"give {reader}, or leave {name} out")
 
 
 def check_unpainted(settings: DrawSettings, changes: Mapping[str, JsonValue], folders: Mapping[str, str | None]

@@ -59,6 +59,12 @@ def _side(generator: Generator | None, size: int | None) -> int:
     return size
 
 
+def _check_spectrum(gates: Gates | None, generator: Generator | None) -> None:
+    if gates is not None and gates.settings.spectrum == "reject" and is_native(generator):
+        raise UserError("gates.spectrum=reject", rule="frequencies can be compared at one working size only, and this "
+                        "generator paints images at their own", repair="leave it out, or take a generator of scale fit")
+
+
 def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice that a caller makes
     generator: Generator | None, labelled: PairSet, *, n: int, seed: int = 0, gates: Gates | None = None,
     out: str | Path, config: str | Path | dict | DrawSettings | None = None, size: int | None = None,
@@ -94,6 +100,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
     if hosts is not None:
         generator = inserter_of(generator, settings.repaint_share)
     check_layout(settings.layout, generator, hosts=hosts is not None)
+    _check_spectrum(gates, generator)
     repainter = repainter_of(generator, settings.repaint_share)
     side = _side(generator, size)
     arrays = labelled.native(side) if is_native(generator) else labelled.arrays(side)

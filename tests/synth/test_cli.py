@@ -274,6 +274,18 @@ def test_folders_that_nothing_would_read_are_refused_with_no_paint(home: Path, t
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize(("word", "reader"), [
+    ("window=1", "a generator of scale native"), ("window=all", "a generator of scale native"),
+    ("clear.max_share=0.1", "data.hosts="), ("gates.faithfulness=0.5", "judge="), ("gates.confidence=0.8", "judge="),
+    ("gates.max_false_foreground=0.1", "judge="), ("gates.clear_px=2", "judge="), ("gates.plausibility=0.1", "shape=")])
+def test_settings_that_a_painting_run_would_not_read_are_refused(
+        home: Path, tmp_path: Path, capsys: pytest.CaptureFixture, word: str, reader: str) -> None:
+    words = ("draw", home / "draw.yaml", f"generator={home}/painter", f"data.labelled={home}/labelled", "n=2",
+             f"out={tmp_path}/made")
+    assert f"nothing reads it without {reader}" in mistake(capsys, *words, word)
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize("word", ["data.unlabelled=x", "supply.oversample=2", "curate.ignore=1.25", "repaint_share=0.5",
                                   "appearance_share=0.5", "window=all"])
 def test_layouts_refuse_what_only_painting_reads(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture, word: str

@@ -26,7 +26,7 @@ from synth.diffusion.settings import DenoiserSettings, SamplerSettings
 from synth.diffusion.tiles import corners, pad_to_multiple, paint_box, tile_weight, tiled
 from synth.draw.sources import Window, transform_pairs
 from synth.formats import read_shards
-from synth.gates import default_gates
+from synth.gates import GateSettings, default_gates
 from synth.layouts import LayoutSettings, apply_layout, apply_mask, layout_from_json
 
 SHAPES = ((40, 56), (64, 64), (64, 64), (49, 90), (24, 30))
@@ -345,6 +345,14 @@ def test_pairs_are_drawn_at_their_own_sizes_and_only_within_the_window(bit_depth
         assert np.array_equal(pair.mask == 1, there) and set(np.unique(pair.mask)) <= {0, 1, IGNORE}
         shapes.add(pair.image.shape)
     assert len(shapes) > 1
+
+
+def test_spectra_that_nobody_compares_reject_nothing_so_it_is_refused(tmp_path: Path) -> None:
+    pairs = mixed()
+    gates = default_gates(None, pairs, size=32, settings=GateSettings(spectrum="reject"))
+    with pytest.raises(UserError, match=r"spectrum=reject: frequencies can be compared at one working size only"):
+        synth.draw(native(), pairs, n=1, gates=gates, out=tmp_path / "made")
+    assert not (tmp_path / "made").exists()
 
 
 def test_drawing_at_native_size_resumes_to_the_same_bytes(tmp_path: Path) -> None:
