@@ -15,6 +15,7 @@ from synth.formats.info import merge_like, read_declared
 from synth.formats.masks import MaskSet, load_masks
 from synth.formats.shards import read_shards, shard_name, shard_sources, write_dataset_files, write_shard
 from synth.formats.survey import Options, Source, survey
+from synth.formats.tables import check_no_tables
 
 __all__ = ["MaskSet", "encode_png", "load_images", "load_masks", "load_pairs", "parse_mask_map", "read_shards",
            "shard_name", "write_dataset_files", "write_folder", "write_imagefolder", "write_shard"]
@@ -76,6 +77,7 @@ def _load(root: Path, options: Options, split: str | None) -> tuple[list[Source]
 
 def _sources(root: Path, options: Options, split: str | None) -> list[Source]:
     if any((root / "data").glob("*-of-*.parquet")):
+        check_no_tables(root, "data/*.parquet")
         return shard_sources(root, options, split=split or "train")
     if split is not None:
         raise UserError(f"split={split}", rule=f"only parquet shards have splits, and {root} holds none in data/",

@@ -23,11 +23,9 @@ from synth.formats.folder import SPACING, read_files, spacing_of
 from synth.formats.info import write_info
 from synth.formats.rows import from_meta, name_in, to_meta, weight_of
 from synth.formats.survey import Options, Source
-from synth.formats.tables import read_text
+from synth.formats.tables import METADATA, check_no_tables, read_text
 
 log = logging.getLogger(__name__)
-
-METADATA = "metadata.jsonl"
 
 PIECEWISE = "translated"
 """Kind of a run that writes an imagefolder image by image, its metadata last."""
@@ -49,9 +47,11 @@ def imagefolder_sources(root: Path, options: Options) -> list[Source]:
     """Returns the items that `root`/metadata.jsonl lists, in its order.
 
     Raises:
-        UserError: naming the line that is not JSON, lacks a key, or points at no file below `root`.
+        UserError: naming the line that is not JSON, lacks a key, or points at no file below `root`; or for a table that
+            nobody would read.
     """
     path = root / METADATA
+    check_no_tables(root, METADATA)
     sources = []
     text = read_text(path, "save it as UTF-8, one JSON object per line")
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines would cut at what JSON takes for a letter

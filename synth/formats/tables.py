@@ -13,12 +13,32 @@ from synth.formats.decode import IMAGE_SUFFIXES
 TABLES = ("groups.csv", "spacing.csv", "weights.csv", "domains.csv")
 
 
+METADATA = "metadata.jsonl"
+"""What says in the place of all tables, of each image, a JSON object a line."""
+
+
+def check_no_tables(root: Path, reader: str) -> None:
+    """Returns nothing; raises if a table lies beside `reader`, the files that are read in its place.
+
+    Raises:
+        UserError: naming the file: nobody would read it, and each image could be its own patient.
+    """
+    for name in TABLES:
+        if (root / name).is_file():
+            raise UserError(str(root / name), rule=f"it is not read beside {reader}",
+                            repair=f"say in {reader} what it says, or delete it")
+
+
 def check_tables(root: Path) -> None:
     """Returns nothing; raises if a table lies in the wrong place, or has a name that is a letter or case off.
 
     Raises:
         UserError: naming the file: nobody would read it, and each image would be its own patient.
     """
+    for path in (root / "images" / METADATA, root / "masks" / METADATA):
+        if path.is_file():
+            raise UserError(str(path), rule=f"it is not read, for the file lies in {root}", repair="move it, and write "
+                            "its file names relative to that folder")
     for folder in (root, root / "images", root / "masks"):
         found = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".csv") if folder.is_dir() else []
         for path in found:

@@ -21,8 +21,10 @@ from synth.formats import (
     load_masks,
     load_pairs,
     parse_mask_map,
+    shard_name,
     write_folder,
     write_imagefolder,
+    write_shard,
 )
 from synth.formats.decode import MAX_PIXELS
 
@@ -471,6 +473,17 @@ def test_a_mask_that_is_a_jpeg_whatever_it_is_called(tmp_path: Path, phantom_pai
     mask.save(tmp_path / "set" / "masks" / "lossy.png", format="JPEG")
     path.write_text(path.read_text().replace("lossy.jpg", "lossy.png"))
     refuses(tmp_path / "set", "lossy.png", "class indices are not what they were")
+
+
+def test_tables_that_nobody_reads_beside_metadata(tmp_path: Path, phantom_pairs: PairSet) -> None:
+    write_imagefolder(phantom_pairs, tmp_path / "set")
+    write_shard(list(phantom_pairs), tmp_path / "shards" / shard_name("train", 0, 1))
+    for folder in ("set", "shards"):
+        (tmp_path / folder / "groups.csv").write_text("name,group\n")
+        refuses(tmp_path / folder, "groups.csv", "not read", images_too=True)
+    (tmp_path / "set" / "groups.csv").unlink()
+    (tmp_path / "set" / "metadata.jsonl").rename(tmp_path / "set" / "images" / "metadata.jsonl")
+    refuses(tmp_path / "set", "metadata.jsonl", "not read", images_too=True)
 
 
 def test_metadata_of_another_encoding(tmp_path: Path, phantom_pairs: PairSet) -> None:
