@@ -15,7 +15,7 @@ from synth.core.checks import UserError
 from synth.core.shell import refuse, required, run, say, take, take_number
 
 if TYPE_CHECKING:
-    from synth.core.pairs import PairSet
+    from synth.core.pairs import ImageSet
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Fit generators on a few annotated images and draw new, checked image-mask pairs from them.")
@@ -160,7 +160,8 @@ def export(folder: Path = FOLDER, overrides: list[str] = OVERRIDES,
            without_group: str = typer.Option("", help="leave out everything that stems from this group"),
            dry_run: bool = CHECK_ONLY) -> None:
     """Write a set for people and other tools: synth export DIR out=DIR [format=imagefolder|folder]."""
-    from synth.formats import load_pairs, write_folder, write_imagefolder
+    from synth.formats import load_set, write_folder, write_imagefolder
+    from synth.show import what_of
 
     out, rest = take(overrides, "out")
     kind, rest = take(rest, "format")
@@ -168,20 +169,20 @@ def export(folder: Path = FOLDER, overrides: list[str] = OVERRIDES,
     writers = {"imagefolder": write_imagefolder, "folder": write_folder}
     if (kind or "imagefolder") not in writers:
         raise UserError(f"format={kind}", rule="no such format", repair="take imagefolder or folder")
-    pairs = load_pairs(folder)
-    n_before = len(pairs)
+    pairs = load_set(folder)
+    what, n_before = what_of(pairs), len(pairs)
     if without_group:
         pairs = _recall(pairs, without_group, str(folder))
     out = Path(required(out, "out", "exported"))
     left_out = f", {n_before - len(pairs)} of group {without_group} left out" if without_group else ""
     if dry_run:
-        say(f"would write {len(pairs)} pairs to {out}{left_out}")
+        say(f"would write {len(pairs)} {what} to {out}{left_out}")
         return
     writers[kind or "imagefolder"](pairs, out)
-    say(f"{out}: {len(pairs)} pairs{left_out}")
+    say(f"{out}: {len(pairs)} {what}{left_out}")
 
 
-def _recall(pairs: PairSet, group: str, where: str) -> PairSet:
+def _recall(pairs: ImageSet, group: str, where: str) -> ImageSet:
     # A misspelt group would leave everything of that patient in a set that is then given away.
     stem = {g for item in pairs.items for g in (item.group, *(item.made.parent_groups if item.made else ()))}
     if group not in stem:
@@ -225,13 +226,13 @@ def merge_labels(folder: Path = typer.Argument(..., help="folder with images/ an
 @app.command()
 def show(folder: Path = FOLDER, out: Path = typer.Option(None, help="also save a grid of pairs as PNG")) -> None:
     """Say what a set holds; with --out FILE.png also draw a grid of its pairs."""
-    from synth.formats import load_pairs
+    from synth.formats import load_set
     from synth.show import save_grid, summary
 
     for line in summary(folder):
         say(line)
     if out is not None:
-        save_grid(load_pairs(folder), out)
+        save_grid(load_set(folder), out)
         say(str(out))
 
 

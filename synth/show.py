@@ -10,9 +10,9 @@ from PIL import Image
 
 from synth.core.checks import IGNORE, UserError
 from synth.core.files import replace_file
-from synth.core.pairs import DataInfo, Pair, PairSet
+from synth.core.pairs import DataInfo, ImageSet, Pair, PairSet
 from synth.core.space import resize_image, resize_mask, to_channels
-from synth.formats import load_pairs, read_shards
+from synth.formats import load_set, read_shards
 from synth.formats.shards import shard_sources
 from synth.formats.survey import Options
 from synth.gates import rules_of
@@ -21,13 +21,18 @@ COLOURS = np.array([[0, 0, 0], [255, 200, 0], [0, 200, 255], [255, 80, 160], [12
 """Outline colours of the classes, background first; more classes repeat them."""
 
 
+def what_of(found: ImageSet) -> str:
+    """Returns what a set holds, in the plural."""
+    return "pairs" if isinstance(found, PairSet) else "images without masks"
+
+
 def summary(folder: str | Path) -> list[str]:
     """Returns a few lines: how many pairs, classes, groups, and what the gates said."""
     has_rejected = any((Path(folder) / "data").glob("rejected-*.parquet"))
     nothing = has_rejected and not shard_sources(Path(folder), Options(labelled=True), split="train")
-    pairs = None if nothing else load_pairs(folder)
+    pairs = None if nothing else load_set(folder)
     lines = [f"{folder}: no pair passed the gates"] if pairs is None else [
-        f"{folder}: {len(pairs)} pairs, {pairs.info.channels} channel(s), {pairs.info.bit_depth} bit, "
+        f"{folder}: {len(pairs)} {what_of(pairs)}, {pairs.info.channels} channel(s), {pairs.info.bit_depth} bit, "
         f"{len(set(pairs.groups))} groups, classes {', '.join(pairs.info.classes)}"]
     scores: dict[str, list[float]] = {}
     for item in pairs.items if pairs is not None else ():
@@ -63,11 +68,13 @@ def outlined(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def _tile(pair: Pair, info: DataInfo, side: int) -> np.ndarray:
     rgb = view(resize_image(to_channels(pair.image), side), info)
+    if pair.mask is None:
+        return rgb
     return np.concatenate([rgb, outlined(rgb, resize_mask(pair.mask, (side, side)))])
 
 
-def save_grid(pairs: PairSet, path: Path, *, n: int = 32, columns: int = 8, side: int = 128) -> None:
-    """Writes a PNG of up to `n` pairs spread over the set, each image above the same image with its mask outlined.
+def save_grid(pairs: ImageSet, path: Path, *, n: int = 32, columns: int = 8, side: int = 128) -> None:
+    """Writes a PNG of up to `n` pairs spread over the set, each image above itself with its mask outlined, if any.
 
     Raises:
         UserError: if `path` does not end in .png.

@@ -10,15 +10,22 @@ from synth.core.pairs import DataInfo, ImageSet, PairSet
 from synth.core.taught import Taught
 from synth.formats.decode import encode_png, parse_mask_map
 from synth.formats.folder import folder_sources, image_files
-from synth.formats.imagefolder import METADATA, check_finished, imagefolder_sources, write_folder, write_imagefolder
+from synth.formats.imagefolder import (
+    METADATA,
+    check_finished,
+    imagefolder_sources,
+    names_masks,
+    write_folder,
+    write_imagefolder,
+)
 from synth.formats.info import merge_like, read_declared
 from synth.formats.masks import MaskSet, load_masks
 from synth.formats.shards import read_shards, shard_name, shard_sources, write_dataset_files, write_shard
 from synth.formats.survey import Options, Source, survey
 from synth.formats.tables import check_no_tables
 
-__all__ = ["MaskSet", "encode_png", "load_images", "load_masks", "load_pairs", "parse_mask_map", "read_shards",
-           "shard_name", "write_dataset_files", "write_folder", "write_imagefolder", "write_shard"]
+__all__ = ["MaskSet", "encode_png", "load_images", "load_masks", "load_pairs", "load_set", "parse_mask_map",
+           "read_shards", "shard_name", "write_dataset_files", "write_folder", "write_imagefolder", "write_shard"]
 
 
 def load_pairs(path: str | Path, *, mask_map: str | Mapping[int, int] | None = None, channels: int | None = None,
@@ -58,6 +65,11 @@ def load_images(path: str | Path, *, channels: int | None = None, split: str | N
     options = Options(labelled=False, channels=_checked_channels(channels), like=like)
     found, info = _load(Path(path), options, split)
     return ImageSet([source.item for source in found], info, where=str(path), taught=Taught.load(Path(path)))
+
+
+def load_set(path: str | Path) -> ImageSet:
+    """Returns the pairs of a folder, as `load_pairs`, or its images where its metadata.jsonl names no mask at all."""
+    return load_pairs(path) if names_masks(Path(path)) else load_images(path)
 
 
 def _load(root: Path, options: Options, split: str | None) -> tuple[list[Source], DataInfo]:

@@ -27,6 +27,9 @@ from synth.formats.tables import METADATA, check_no_tables, read_text
 
 log = logging.getLogger(__name__)
 
+ENCODING = "save it as UTF-8, one JSON object per line"
+"""What to do with a metadata.jsonl that does not read."""
+
 PIECEWISE = "translated"
 """Kind of a run that writes an imagefolder image by image, its metadata last."""
 
@@ -53,11 +56,17 @@ def imagefolder_sources(root: Path, options: Options) -> list[Source]:
     path = root / METADATA
     check_no_tables(root, METADATA)
     sources = []
-    text = read_text(path, "save it as UTF-8, one JSON object per line")
+    text = read_text(path, ENCODING)
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines would cut at what JSON takes for a letter
         if line.strip():
             sources.append(_source(root, _parse(line, f"{path}, line {number}"), options, f"{path}, line {number}"))
     return sources
+
+
+def names_masks(root: Path) -> bool:
+    """Returns whether `root`/metadata.jsonl names masks; True where there is none and the folder has another format."""
+    path = root / METADATA
+    return not path.is_file() or '"mask_file_name"' in read_text(path, ENCODING)
 
 
 def write_imagefolder(pairs: ImageSet, out: Path, *, card: str = "") -> None:

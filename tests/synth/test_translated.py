@@ -18,6 +18,7 @@ from tiny import files_of, killed_and_whole, squares, tiny_appearance
 import synth
 from synth.core.checks import UserError
 from synth.core.pairs import ImageSet, PairSet, Provenance, memory_set
+from synth.core.taught import stem_of
 from synth.draw.modes import with_changes
 from synth.gan.restyle.pipeline import AppearancePipeline
 
@@ -142,6 +143,18 @@ def test_datasets_opens_the_folder(whole: Path, tmp_path: Path) -> None:
     assert len(opened) == 60
     for row in opened.select(range(0, 60, 7)):
         assert np.array_equal(np.array(row["image"]), found[found.ids.index(row["id"])].image)
+
+
+def test_the_command_shows_them_and_leaves_out_a_group(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+                                                       ) -> None:
+    group = IMAGES.groups[0]
+    n = sum(g != group for g in synth.load_images(whole).groups)
+    assert synth_cli("export", whole, f"out={tmp_path}/rest", "--without-group", group) == 0
+    assert f"{n} images without masks" in capsys.readouterr().out
+    rest = synth.load_images(tmp_path / "rest")
+    assert len(rest) == n and not any(group in stem_of(item) for item in rest.items)
+    assert synth_cli("show", tmp_path / "rest", "--out", tmp_path / "grid.png") == 0
+    assert f"{n} images without masks, 1 channel(s)" in capsys.readouterr().out
 
 
 def test_spacing_and_domain_go_along(tmp_path: Path) -> None:
