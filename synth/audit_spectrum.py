@@ -49,6 +49,11 @@ class SpectrumAudit:
     real_beyond: float
 
     @property
+    def has_threshold(self) -> bool:
+        """Whether there were real images enough for one."""
+        return bool(np.isfinite(self.reference.threshold))
+
+    @property
     def share_beyond(self) -> float:
         """Share of the synthetic images that the spectrum gate would reject."""
         return float((self.scores > self.reference.threshold).mean())
@@ -61,8 +66,9 @@ class SpectrumAudit:
                     for n, v, (low, high) in zip(names, d.value, bounds, strict=True)]
 
         return {"bands": listed(self.frequencies, self.bands), "peaks": listed(self.peaks, self.at),
-                "score": {"median": float(np.median(self.scores)), "threshold": self.reference.threshold,
-                          "share_beyond": self.share_beyond, "real_beyond": self.real_beyond,
+                "score": {"median": float(np.median(self.scores)), "share_beyond": self.share_beyond,
+                          "threshold": self.reference.threshold if self.has_threshold else None,
+                          "real_beyond": self.real_beyond,
                           "n_made": len(self.scores)}}
 
 
@@ -99,7 +105,7 @@ def compare_spectra(made: Arrays, real: Arrays) -> SpectrumAudit:
     side = padded_side(real.images.shape[-1], Border().pad)
     places = places_of((side, side))
     return SpectrumAudit(places.frequencies, bands, places.names, at, scores.numpy(), reference,
-                         expected_beyond(len(real.images), quantile=quantile))
+                         expected_beyond(len(real.images), quantile=quantile) if len(real.images) > 1 else 0.0)
 
 
 def spectrum_lines(found: SpectrumAudit) -> list[str]:
@@ -114,8 +120,9 @@ def spectrum_lines(found: SpectrumAudit) -> list[str]:
     marks = _levels(found.peaks, found.at)
     marks = [line for line, low in zip(marks, found.at.lo, strict=True) if low > 0 or not known]
     lines += marks or ["  no marks of an upsampling beyond what real images show"]
-    return [*lines, f"  score: median {np.median(found.scores):.2f}; {found.share_beyond:.0%} beyond "
-            f"{found.reference.threshold:.2f}, as {found.real_beyond:.0%} of real images are expected to be"]
+    beyond = (f"{found.share_beyond:.0%} beyond {found.reference.threshold:.2f}, as {found.real_beyond:.0%} of real "
+              "images are expected to be" if found.has_threshold else "one real image sets no threshold")
+    return [*lines, f"  score: median {np.median(found.scores):.2f}; {beyond}"]
 
 
 def _levels(names: Sequence[str], found: Difference) -> list[str]:

@@ -51,7 +51,7 @@ def spectrum_reference(arrays: Arrays, *, quantile: float) -> SpectrumReference:
 
     The threshold is the quantile of scores that images get from the statistics of other groups than their own (folds of
     groups held aside): an image that helped to set the statistics would look too normal. With one group, folds are of
-    images.
+    images; with one image there is none (inf).
 
     Args:
         quantile: share of real images that pass; see `expected_beyond`.
@@ -64,6 +64,9 @@ def spectrum_reference(arrays: Arrays, *, quantile: float) -> SpectrumReference:
         if not aside.all():
             mean, sd = _moments(features[~aside])
             scores[aside] = spectrum_score(features[aside], mean, sd, n_bands=N_BANDS)
+    # Nothing is learnt from one image of how others differ, and a threshold of 0 would call every other one strange.
+    if len(scores) == 1:
+        return SpectrumReference(*_moments(features), math.inf, arrays.images.shape[-1])
     # The smallest score that the wanted share of images, counting the next one too, does not exceed.
     threshold = float(scores.sort().values[_rank(len(scores), quantile) - 1])
     return SpectrumReference(*_moments(features), threshold, arrays.images.shape[-1])

@@ -148,6 +148,18 @@ def test_one_group_on_a_side_leaves_no_interval(n_made: int, n_real: int) -> Non
     spectrum_figure(found).savefig(io.BytesIO(), format="png")
 
 
+def test_one_real_image_sets_no_threshold_and_rejects_nothing() -> None:
+    real = arrays_of(textures(1, seed=6), n_groups=1)
+    found = compare_spectra(arrays_of(textures(4, seed=5), prefix="m"), real)
+    assert spectrum_lines(found)[-1].endswith("one real image sets no threshold")
+    assert found.words()["score"]["threshold"] is None and found.share_beyond == found.real_beyond == 0
+    assert json.loads(json.dumps(found.words(), allow_nan=False))
+    alone = squares(1, size=SIZE)
+    gates = default_gates(None, alone, size=SIZE, settings=GateSettings(spectrum="reject"))
+    _, verdicts = run_gates(textures(2, seed=7), torch.zeros(2, SIZE, SIZE, dtype=torch.long), gates)
+    assert all("spectrum" in v.scores and "spectrum" not in v.reason for v in verdicts)
+
+
 def test_the_gate_reports_by_default_and_rejects_when_asked() -> None:
     pairs = squares(12, size=SIZE, n_groups=6)
     arrays = pairs.arrays(SIZE)
