@@ -23,7 +23,7 @@ from synth.diffusion.network import Network, precision_on
 from synth.diffusion.redraw import N_REDRAW, redraw
 from synth.diffusion.regions import blend_alpha, draw_margins, grow_cells, keep_to_latent
 from synth.diffusion.samplers import SAMPLERS, Denoise, Known, Walk, n_evaluations, resampling_walk
-from synth.diffusion.settings import PRESETS, SamplerSettings, Scale
+from synth.diffusion.settings import PRESETS, SamplerSettings, Scale, needs_labels
 from synth.diffusion.tiles import Canvas, check_canvas, counted, pad_to_multiple, paint_apart, tiled
 from synth.generator import Generator, check_labels, painted_around
 from synth.pipelines import DrawnOutput, draw_seeds, own_config, unit_to_output, weights_hash
@@ -99,14 +99,14 @@ class InpaintPipeline(DiffusionPipeline, Generator):
         """Returns this pipeline, same networks, with other sampler settings, or with a preset's on top of its own.
 
         Raises:
-            UserError: for an unknown preset, or a mode that needs labels the denoiser never learnt.
+            UserError: for an unknown preset, or what needs labels that the denoiser never learnt.
         """
         if isinstance(settings, str):
             if settings not in PRESETS:
                 raise UserError(f"preset={settings}", rule="no such preset", repair=f"take one of {', '.join(PRESETS)}")
             settings = SamplerSettings(**{**self.sampler.model_dump(), **PRESETS[settings]})
-        if settings.mode != "surroundings" and not self.config.tells_labels:
-            raise UserError(f"mode={settings.mode}", rule="this generator was fitted without labels, so it cannot be "
+        if (words := needs_labels(settings)) and not self.config.tells_labels:
+            raise UserError(words, rule="this generator was fitted without labels, so it cannot be "
                             "told where an object shall be", repair="fit it with denoiser.labels=true")
         own = {k: v for k, v in self.config.items() if not k.startswith("_")
                and k not in (*self.components, *SamplerSettings.model_fields)}

@@ -13,7 +13,7 @@ from synth.core.checks import IGNORE, UserError
 from synth.core.files import RUN_FILE
 from synth.core.pairs import PairSet
 from synth.diffusion.codec import choose_space, codec_hash, latent_factor, load_codec
-from synth.diffusion.settings import InpaintSettings, widths_of
+from synth.diffusion.settings import InpaintSettings, needs_labels, widths_of
 
 
 def median_thickness(masks: Iterable[np.ndarray]) -> float | None:
@@ -67,8 +67,8 @@ def check_settings(settings: InpaintSettings, *, n_ranks: int) -> None:
         if low >= high:
             raise UserError(f"{name}={low:g}", rule=f"it lies below {other}={high:g}",
                             repair=f"lower it, or raise {other}")
-    if settings.sampler.mode != "surroundings" and not dn.labels:
-        raise UserError(f"sampler.mode={settings.sampler.mode}", rule="it needs a denoiser that learns labels",
+    if (words := needs_labels(settings.sampler)) and not dn.labels:
+        raise UserError(f"sampler: {words}", rule="it needs a denoiser that learns labels",
                         repair="write denoiser.labels=true")
     for name, batch_size in (("autoencoder", ae.batch_size), ("denoiser", dn.batch_size)):
         if batch_size % n_ranks:

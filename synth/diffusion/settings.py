@@ -154,6 +154,13 @@ class SamplerSettings(Settings):
         return cells
 
 
+def needs_labels(settings: SamplerSettings) -> str:
+    """Returns which of the settings mean nothing to a denoiser that is told no labels, "" if none."""
+    words = {f"mode={settings.mode}": settings.mode != "surroundings", f"guidance={settings.guidance:g}":
+             settings.guidance != 1}
+    return " ".join(word for word, there in words.items() if there)
+
+
 PRESETS: dict[str, dict[str, str | int | float]] = {
     "fast": {"sampler": "dpmpp_2m", "n_steps": 8, "eta": 0.0, "jump_repeats": 1, "guidance": 1.0},
 }

@@ -147,6 +147,8 @@ def test_jobs_that_need_labels_are_refused_without_them() -> None:
     blind = tiny_pipeline(tells_labels=False)
     with pytest.raises(UserError, match="denoiser.labels=true"):
         blind.with_sampler(SamplerSettings(mode="object"))
+    with pytest.raises(UserError, match=r"guidance=2: .*denoiser.labels=true"):
+        blind.with_sampler(SamplerSettings(guidance=2))
     image, mask = request(blind)
     assert torch.equal(blind.paint(image, mask > 0, seeds=[1, 2, 3], labels=mask),
                        blind.paint(image, mask > 0, seeds=[1, 2, 3]))
