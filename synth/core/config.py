@@ -38,6 +38,10 @@ def find_config(path: str | Path) -> Path:
     raise UserError(str(path), rule="no such file", repair=f"give the path of a YAML file, or one of {presets}")
 
 
+MERGE = "tag:yaml.org,2002:merge"
+"""Of the key <<, which takes over another mapping."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which a word stays the word that was typed, but for true, false, null and plain decimal numbers.
 
@@ -46,6 +50,15 @@ class _Loader(yaml.SafeLoader):
     """
 
     yaml_implicit_resolvers = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:  # noqa: FBT001, FBT002 - yaml's
+        """Returns the mapping of `node`, unless it names a key twice: yaml would take the last without a word."""
+        names = [key.value for key, _ in node.value if key.tag != MERGE]
+        twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+        if twice is not None:
+            problem = f"the key {twice!r} stands there twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep=deep)
 
 
 for _tag, _pattern, _first in (

@@ -108,3 +108,11 @@ def test_nothing_behind_the_sign_is_an_empty_text_where_that_is_the_default():
 def test_one_word_for_a_list_says_how_a_list_is_written():
     with pytest.raises(UserError, match=r"groups: it takes a list\. Repair: write groups='\[patient_01\]'"):
         load_config(Texts, None, ["groups=patient_01"])
+
+
+def test_a_key_that_stands_twice_is_refused_and_a_merged_one_is_not(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("inner: {lr: 0.2}\nmiddle: {share: 0.1}\ninner: {steps: 3}\n")
+    with pytest.raises(UserError, match="the key 'inner' stands there twice"):
+        load_config(Outer, path)
+    assert read_yaml("a: &x {b: 1, c: 2}\nd: {<<: *x, b: 3}")["d"] == {"b": 3, "c": 2}
