@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -55,9 +56,10 @@ def read_declared(folder: Path) -> Declared:
 
 
 def _check_range(declared: Declared, path: Path) -> None:
-    if declared.intensity_range and declared.intensity_range[0] >= declared.intensity_range[1]:
-        raise UserError(f"{path}: intensity_range", rule=f"low is below high, this is {declared.intensity_range}",
-                        repair="write [low, high]")
+    low, high = declared.intensity_range or (0.0, 1.0)
+    if not -math.inf < low < high < math.inf:
+        raise UserError(f"{path}: intensity_range", rule="low is below high and both are numbers, this is "
+                        f"{declared.intensity_range}", repair="write [low, high]")
     if declared.classes and len(set(declared.classes)) < len(declared.classes):
         raise UserError(f"{path}: classes", rule="two classes share a name", repair="give each class its own name")
 

@@ -428,6 +428,7 @@ def test_tables_of_nearly_the_name_that_are_let_alone(root: Path) -> None:
 
 @pytest.mark.parametrize("key, value", [
     ("ignore_index", 0), ("version", 2), ("channels", 2), ("bit_depth", 12), ("intensity_range", [5, 5]),
+    ("intensity_range", [0, float("nan")]), ("intensity_range", [0, float("inf")]),
     ("classes", []), ("classes", ["a", "a"])])
 def test_dataset_json_that_cannot_be_honoured(root: Path, key: str, value: object) -> None:
     told = json.loads((root / "dataset.json").read_text())
