@@ -45,8 +45,11 @@ of them, found no plausible new one in their place.
 """What the card of a set says some of whose layouts the shape model did not draw."""
 
 
+_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+
+
 def _size_category(n: int) -> str:
-    return "n<1K" if n < 1000 else "1K<n<10K" if n < 10_000 else "10K<n<100K"
+    return next((name for most, name in _SIZES.items() if n < most), "1M<n<10M")
 
 
 def dataset_card(  # noqa: PLR0913 - what stands on it, word by word

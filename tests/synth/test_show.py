@@ -30,6 +30,7 @@ def test_the_cards_head_is_what_the_hub_reads() -> None:
     assert head["size_categories"] == ["n<1K"] and "synthetic" in head["tags"]
     assert len(yaml.safe_load(card(n_rejected=0).split("---")[1])["configs"][0]["data_files"]) == 1
     assert yaml.safe_load(card(n_kept=2000).split("---")[1])["size_categories"] == ["1K<n<10K"]
+    assert yaml.safe_load(card(n_kept=300_000).split("---")[1])["size_categories"] == ["100K<n<1M"]
 
 
 def test_the_card_counts_and_warns() -> None:
