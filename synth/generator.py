@@ -105,6 +105,12 @@ class Generator(ABC):
         """Pixel values that were -1 and 1 in the unit space it was fitted in."""
 
     @property
+    def n_classes(self) -> int | None:
+        """Classes that the labels it is told may be of, background included; None where it is told none."""
+        config = getattr(self, "config", {})
+        return config.get("n_classes") if config.get("tells_labels", True) else None
+
+    @property
     def scale(self) -> str:
         """At which resolution it was fitted and draws: "fit" = its own size, "native" = that of the images."""
         return "fit"

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from synth.card import MOVED, RECOLOURED, dataset_card
-from synth.core.checks import MIN_SIDE, UserError, check_written
+from synth.core.checks import IGNORE, MIN_SIDE, UserError, check_written
 from synth.core.config import Settings
 from synth.core.files import claim_folder, hash_json, sweep
 from synth.core.pairs import Arrays, Pair, PairSet
@@ -56,6 +56,17 @@ def check_fit(generator: Generator, arrays: Arrays, where: str) -> None:
         raise UserError(where, rule=f"pairs of {info.channels} channel(s), range {info.intensity_range}, do not fit a "
                         f"generator of {generator.channels} channel(s), range {generator.intensity_range}",
                         repair="draw from the kind of data it was fitted on")
+
+
+def check_told(generator: Generator, arrays: Arrays, where: str) -> None:
+    """Raises before the folder is claimed for masks that show a class which the generator never learnt."""
+    known = generator.n_classes
+    if known is None or arrays.info.n_classes <= known:
+        return
+    top = max(int(mask[mask != IGNORE].max(initial=0)) for mask in arrays.masks)
+    if top >= known:
+        raise UserError(where, rule=f"its masks show class {top}, and this generator learnt classes 0 to {known - 1}",
+                        repair="draw from masks of its own classes, or fit one on these")
 
 
 def is_native(generator: Generator | None) -> bool:

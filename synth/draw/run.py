@@ -12,7 +12,17 @@ from synth.core.config import load_config
 from synth.core.pairs import ImageSet, PairSet
 from synth.core.taught import joined
 from synth.draw.curation import CurateSettings, Curation, check_models
-from synth.draw.flow import Before, check_fit, check_request, check_size, claim_draw, is_native, run_draw, window_of
+from synth.draw.flow import (
+    Before,
+    check_fit,
+    check_request,
+    check_size,
+    check_told,
+    claim_draw,
+    is_native,
+    run_draw,
+    window_of,
+)
 from synth.draw.free import check_layout, shapes_of
 from synth.draw.hosts import clear_hosts
 from synth.draw.modes import check_recolourer, inserter_of, repainter_of, still_layout
@@ -106,6 +116,7 @@ def draw(  # noqa: PLR0913 - the verb of the product: each of these is a choice 
     arrays = labelled.native(side) if is_native(generator) else labelled.arrays(side)
     if generator is not None:
         check_fit(generator, arrays, labelled.where)
+        check_told(generator, arrays, labelled.where)
     check_recolourer(appearance, arrays, size=side, share=settings.appearance_share)
     check_request(n, arrays)
     clear = clear_hosts(hosts, arrays, gates, size=side, settings=settings.clear) if hosts is not None else None

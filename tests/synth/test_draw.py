@@ -237,6 +237,16 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tmp_path: Pa
     assert not out.exists()
 
 
+def test_a_class_that_the_generator_never_learnt_is_refused_before_a_folder_is_held(tmp_path: Path) -> None:
+    info = dataclasses.replace(PAIRS.info, classes=("background", "a", "b", "c", "d"))
+    masks = [np.where(p.mask > 0, 4, 0).astype(np.uint8) for p in PAIRS]
+    strange = memory_set([p.image for p in PAIRS], masks, info, ids=PAIRS.ids, groups=PAIRS.groups)
+    with pytest.raises(UserError, match="memory: its masks show class 4, and this generator learnt classes 0 to 2"):
+        drawn(tmp_path / "out", pairs=strange)
+    assert not (tmp_path / "out").exists()
+    assert drawn(tmp_path / "named", n=1, pairs=PairSet(PAIRS.items, info)) is not None, "a name alone is no harm"
+
+
 def test_grey_of_16_bit_read_as_rgb_is_refused_before_a_folder_is_held(tmp_path: Path) -> None:
     images = [p.image.astype(np.uint16) * 256 for p in PAIRS]
     info = dataclasses.replace(PAIRS.info, bit_depth=16, intensity_range=(0.0, 65535.0))
