@@ -90,8 +90,6 @@ def _run(func: Callable, args: tuple, kwargs: dict) -> object:
             raise RuntimeError(f"{func}: tensors on {GPU} and, of shapes {strangers}, on {CPU}")
         if ours and func in INDEXED and not isinstance(args[0], OnGpu):
             raise RuntimeError(f"{func}: a tensor on {CPU} is indexed by one on {GPU}")
-        if any(getattr(x, "on_gpu", False) != gpu for x in flat if isinstance(x, torch._C.Generator)):
-            raise RuntimeError(f"{func}: random numbers for {GPU if gpu else CPU} of a generator that is elsewhere")
     plain = tree_map_only(OnGpu, lambda t: t.inner, (args, kwargs))
     plain_args, plain_kwargs = tree_map_only(torch.device, lambda d: CPU, plain)
     made = func(*plain_args, **plain_kwargs)
@@ -119,6 +117,11 @@ class _Moves(TorchFunctionMode):
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
         first = args[0] if args else None
         here = isinstance(first, OnGpu)
+        source = kwargs.get("generator")
+        if source is not None:  # further in, C++ knows it by another name
+            gpu = here if kwargs.get("device") is None else torch.device(kwargs["device"]).type == "cuda"
+            if getattr(source, "on_gpu", False) != gpu:
+                raise RuntimeError(f"{name}: random numbers for {GPU if gpu else CPU} of a generator that is elsewhere")
         if name in ("tensor", "as_tensor", "asarray"):
             device = kwargs.pop("device", None)
             made = first if here else func(*args, **kwargs)

@@ -70,6 +70,8 @@ def test_the_pretence_refuses_what_a_gpu_refuses() -> None:
             wrong()
     with pytest.raises(RuntimeError, match="generator that is elsewhere"):
         torch.randn(3, device="cuda:0", generator=torch.Generator())
+    drawn = torch.randn(3, device="cuda:0", generator=torch.Generator("cuda:0").manual_seed(0))
+    assert isinstance(drawn, OnGpu)
     with pytest.raises(TypeError, match="NumPy"):
         there.numpy()
 
