@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import unicodedata
 from pathlib import Path
 
 from synth.core.checks import UserError
 from synth.formats.decode import IMAGE_SUFFIXES
 
+log = logging.getLogger(__name__)
+
 TABLES = ("groups.csv", "spacing.csv", "weights.csv", "domains.csv")
 
 
 METADATA = "metadata.jsonl"
 """What says in the place of all tables, of each image, a JSON object a line."""
+STRANGE = "metadata.csv"
+"""An imagefolder's table as a CSV file, and the name of what some archives deliver beside their images."""
 
 
 def check_no_tables(root: Path, reader: str) -> None:
@@ -32,6 +37,8 @@ def check_no_tables(root: Path, reader: str) -> None:
 def check_tables(root: Path) -> None:
     """Returns nothing; raises if a table lies in the wrong place, or has a name that is a letter or case off.
 
+    A `metadata.csv` is warned of where no groups.csv says what it may be there to say.
+
     Raises:
         UserError: naming the file: nobody would read it, and each image would be its own patient.
     """
@@ -39,6 +46,10 @@ def check_tables(root: Path) -> None:
         if path.is_file():
             raise UserError(str(path), rule=f"it is not read, for the file lies in {root}", repair="move it, and write "
                             "its file names relative to that folder")
+    for path in (root / STRANGE, root / "images" / STRANGE):
+        if path.is_file() and not (root / TABLES[0]).is_file():
+            log.warning("%s: not read; which images are of one patient is said by groups.csv (name,group) or %s", path,
+                        METADATA)
     for folder in (root, root / "images", root / "masks"):
         found = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".csv") if folder.is_dir() else []
         for path in found:

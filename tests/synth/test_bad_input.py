@@ -416,6 +416,15 @@ def test_a_table_under_another_name_is_not_ignored(root: Path, name: str) -> Non
     refuses(root, f"{root / name}: it is not read", "the file is called groups.csv", "rename", images_too=True)
 
 
+@pytest.mark.parametrize("name", ["metadata.csv", "images/metadata.csv"])
+def test_a_csv_in_the_place_of_metadata_is_warned_of(root: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    (root / name).write_text("file_name,patient\n")
+    assert len(set(load_pairs(root).groups)) == 3 and not caplog.records, "groups.csv says whose images these are"
+    (root / "groups.csv").unlink()
+    assert len(set(load_pairs(root).groups)) == 12
+    assert [f"{name}: not read" in record.getMessage() for record in caplog.records] == [True]
+
+
 def test_tables_of_nearly_the_name_that_are_let_alone(root: Path) -> None:
     for name in ("notes.csv", "groups_old.csv", "groups1.csv", "images/listing.csv"):
         (root / name).write_text("a,b\n")
