@@ -13,7 +13,7 @@ import torch
 from synth.core.checks import UserError
 from synth.core.config import load_config, to_yaml
 from synth.core.data import DataSettings
-from synth.core.files import write_json
+from synth.core.files import check_room, write_json
 from synth.core.pairs import Arrays, ImageSet, PairSet
 from synth.core.rng import sample_rng
 from synth.core.shell import is_main, refuse, required, say, take, take_number
@@ -145,15 +145,17 @@ def run_seam(folder: Path, data: DataSettings, overrides: Sequence[str], *, json
     labelled = load_pairs(where, mask_map=data.mask_map, channels=data.channels)
     unlabelled = load_images(data.unlabelled, channels=labelled.info.channels, like=labelled.info) \
         if data.unlabelled else None
+    if probe:  # it is fitted last, and the audit takes long
+        check_room(Path(probe))
     result = audit_seam(generator, labelled, unlabelled, n=n, settings=settings, out=out)
     for line in seam_lines(result):
         say(line)
-    if probe:
-        gate = fit_probe(generator, labelled, unlabelled, n=n, settings=settings, out=probe)
-        say(f"{probe}: seam gate with threshold {gate.threshold:.3f}; synth draw takes it as seam={probe}")
     if json_file is not None and is_main():
         write_json(json_file, {"seam": asdict(result), "generator": generator.content_hash(), "n": n,
                                "settings": settings.model_dump(mode="json"), "data": data.model_dump(mode="json")})
+    if probe:
+        gate = fit_probe(generator, labelled, unlabelled, n=n, settings=settings, out=probe)
+        say(f"{probe}: seam gate with threshold {gate.threshold:.3f}; synth draw takes it as seam={probe}")
 
 
 def run_drawn(words: Sequence[str], *, seam_only: Sequence[str]) -> None:

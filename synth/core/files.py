@@ -140,6 +140,23 @@ def read_mark(folder: Path) -> dict[str, object]:
     return mark if isinstance(mark, dict) and {"kind", "hash"} <= set(mark) else {}
 
 
+def check_room(out: Path) -> dict[str, object]:
+    """Returns the mark of the run that `out` holds, {} if it is new or empty.
+
+    Raises:
+        UserError: if it is a file, or holds files that no run wrote.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(str(out), rule="it is a file, and a run is a folder", repair="choose another out=")
+    # Looked at before the marker: another process of the same run may be claiming the folder at this moment.
+    occupied = out.exists() and any(p for p in out.iterdir() if not p.name.startswith("."))
+    held = read_mark(out)
+    if occupied and not held:
+        raise UserError(str(out), rule="this folder is not empty and holds no run of ours",
+                        repair="choose another out=")
+    return held
+
+
 def claim_folder(out: Path, *, kind: str, identity: dict[str, object]) -> Path:
     """Returns `out`, made and marked as holding the run `identity`; the same run may claim it again (resume).
 
@@ -147,12 +164,8 @@ def claim_folder(out: Path, *, kind: str, identity: dict[str, object]) -> Path:
         UserError: if the folder holds another run, or files that no run wrote.
     """
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(str(out), rule="it is a file, and a run is a folder", repair="choose another out=")
     mark = {"kind": kind, "hash": hash_json(identity), "identity": identity}
-    # Looked at before the marker: another process of the same run may be claiming the folder at this moment.
-    occupied = out.exists() and any(p for p in out.iterdir() if not p.name.startswith("."))
-    if held := read_mark(out):
+    if held := check_room(out):
         if held.get("hash") != mark["hash"] or held.get("kind") != kind:
             changed = _differing(held.get("identity", {}), json.loads(json.dumps(identity)), "")
             more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
@@ -160,8 +173,5 @@ def claim_folder(out: Path, *, kind: str, identity: dict[str, object]) -> Path:
                             f"{'; '.join(changed[:MOST_NAMED]) or 'kind'}{more})",
                             repair="choose another out=, or delete the folder")
         return out
-    if occupied:
-        raise UserError(str(out), rule="this folder is not empty and holds no run of ours",
-                        repair="choose another out=")
     write_json(out / RUN_FILE, mark)
     return out

@@ -68,6 +68,8 @@ def test_mistakes_are_said(home: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "data.labelled=" in mistake(capsys, *seam)
     assert "no finished generator" in mistake(capsys, "audit", "--seam", tmp_path, labelled)
     assert "did you mean steps" in mistake(capsys, *seam, labelled, "step=3")
+    assert "holds no run of ours" in mistake(capsys, *seam, labelled, f"probe={home}/labelled", "--json",
+                                             tmp_path / "seam.json"), "before the audit, which would write its figures"
     assert "key=value" in mistake(capsys, *seam, labelled, "folder")
     assert "n=1" in mistake(capsys, *seam, labelled, "n=1")
     assert "whole number" in mistake(capsys, *seam, labelled, "n=many")
