@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from phantom import make_phantom
 from pretend_gpu import OnGpu, pretend_gpu
 
@@ -39,6 +40,7 @@ def gpu() -> Iterator[None]:
     """Lets torch find a GPU; skips where a real one is, or torch's insides are others than the pretence knows."""
     if torch.cuda.is_available():
         pytest.skip("there is a real GPU: nothing need be pretended")
+    AcceleratorState._reset_state(reset_partial_state=True)  # what other tests found: no GPU
     with pretend_gpu():
         try:
             net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2)).to("cuda")
@@ -48,6 +50,7 @@ def gpu() -> Iterator[None]:
         except (RuntimeError, NotImplementedError, AttributeError) as error:
             pytest.skip(f"torch {torch.__version__} does not take the pretence: {error}")
         yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def pile(n: int = 6) -> ImageSet:
